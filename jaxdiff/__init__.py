@@ -1,0 +1,3 @@
+"""jaxdiff: a pure-functional diffusion library and trainer in JAX."""
+
+__version__ = "0.1.0"

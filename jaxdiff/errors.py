@@ -1,0 +1,21 @@
+"""Mistakes of the user's, told in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+  """Wrong input: the message says what is wrong, which value, where it is set and what would be right.
+
+  `main` prints it as one line, `jaxdiff: <message>`, and exits with status 2, without a traceback.
+  """
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
+  """A UserError for a name that is not in a dict of known ones, with the nearest one suggested."""
+  names = sorted(known)
+  near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
+  hint = f" Did you mean {near[0]!r}?" if near else ""
+  return UserError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
