@@ -1,0 +1,1 @@
+"""How diffusion works: pure functions on arrays, no Flax, no I/O."""

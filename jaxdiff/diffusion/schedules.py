@@ -1,0 +1,179 @@
+"""Noise schedules: how much signal alpha_t and noise sigma_t a noised image z_t holds at time t.
+
+  q(z_t | x) = N(alpha_t x, sigma_t^2 I),  t in [0, 1],  log-SNR = log(alpha_t^2 / sigma_t^2), falling in t.
+
+All but rectified flow are variance preserving: alpha^2 + sigma^2 = 1. A table of T discrete steps (DDPM) is a
+function of continuous time too: t = (i + 1) / T is step i, and log-SNR is linear between the table's points.
+
+Every function of t is element-wise; NumPy in gives NumPy float64 out, a JAX array in gives float32 out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.types import Array, NoiseSchedule
+
+
+def linear(num_steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> NoiseSchedule:
+  """DDPM's schedule: beta_i linear from beta_min to beta_max, alpha_i^2 = prod_{j<=i} (1 - beta_j).
+
+  The betas are given for 1000 steps and scaled by 1000 / num_steps, so that the noise at the end is the same
+  for any num_steps. Source: Ho et al. 2020, section 4; the scaling: Nichol & Dhariwal 2021 (their code).
+  """
+  scale = 1000 / num_steps
+  return _from_betas(np.linspace(scale * beta_min, scale * beta_max, num_steps))
+
+
+def scaled_linear(num_steps: int = 1000, beta_min: float = 0.00085, beta_max: float = 0.012) -> NoiseSchedule:
+  """Latent diffusion's schedule: sqrt(beta_i) linear. Betas scale with num_steps as in `linear`.
+
+  Source: Rombach et al. 2022, appendix; the values of their 1000-step models.
+  """
+  scale = 1000 / num_steps
+  return _from_betas(np.linspace((scale * beta_min) ** 0.5, (scale * beta_max) ** 0.5, num_steps) ** 2)
+
+
+def cosine_discrete(num_steps: int = 1000, offset: float = 0.008, beta_max: float = 0.999) -> NoiseSchedule:
+  """The cosine table: alpha_bar(u) = cos^2(pi/2 (u + s) / (1 + s)), beta_i = 1 - alpha_bar(u_{i+1}) / alpha_bar(u_i).
+
+  u_i = i / num_steps, s = offset; betas are clipped at beta_max. Source: Nichol & Dhariwal 2021, eq. 17.
+  """
+  u = np.arange(num_steps + 1) / num_steps
+  alpha_bar = np.cos(np.pi / 2 * (u + offset) / (1 + offset)) ** 2
+  return _from_betas(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], beta_max))
+
+
+def cosine(log_snr_min: float = -20.0, log_snr_max: float = 20.0) -> NoiseSchedule:
+  """The continuous cosine schedule: alpha_t = cos(a t + b), log-SNR = -2 log tan(a t + b).
+
+  a and b put log-SNR at log_snr_max for t = 0 and at log_snr_min for t = 1; with +-20, sigma_0 = alpha_1 = 4.5e-5.
+  The network is told 1000 t. Source: Salimans & Ho 2022, section 4 and appendix D (their code's `logsnr_schedule`).
+  """
+  b = np.arctan(np.exp(-log_snr_max / 2))
+  end = np.arctan(np.exp(-log_snr_min / 2))
+  a = end - b
+  # cos(a t + b) written as a sine that is small where alpha is: near t = 1 a float32 cosine has no digits left.
+  rest = np.pi / 2 - end
+  return NoiseSchedule(
+    alpha=lambda t: _xp(t).sin(a * (1 - t) + rest),
+    sigma=lambda t: _xp(t).sin(a * t + b),
+    model_time=_thousand,
+  )
+
+
+def sigmoid(start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> NoiseSchedule:
+  """alpha_t^2 a sigmoid in t, rescaled to run from 1 at t = 0 to 0 (floor 1e-9) at t = 1.
+
+  Source: Jabri et al. 2022, algorithm 1 (`gamma` is alpha^2); values of Chen 2023, section 2.
+  """
+
+  def logistic(u: Any) -> Any:
+    return 1 / (1 + _xp(u).exp(-u))
+
+  first, last = logistic(np.float64(start / tau)), logistic(np.float64(end / tau))
+
+  def alpha2(t: Any) -> Any:
+    gamma = (last - logistic((t * (end - start) + start) / tau)) / (last - first)
+    return _xp(t).clip(gamma, 1e-9, 1.0)
+
+  def sigma(t: Any) -> Any:
+    return _xp(t).sqrt(1 - alpha2(t))
+
+  return NoiseSchedule(alpha=lambda t: _xp(t).sqrt(alpha2(t)), sigma=sigma, model_time=_thousand)
+
+
+def rectified_flow() -> NoiseSchedule:
+  """alpha_t = 1 - t, sigma_t = t: the straight path. The network is told 1000 t.
+
+  Not variance preserving: use the parameterization `velocity` (or eps, x), not `v`.
+  Source: Liu et al. 2022, eq. 1, with time reversed (their t = 1 is data).
+  """
+  return NoiseSchedule(alpha=lambda t: 1 - t, sigma=lambda t: 1 * t, model_time=_thousand)
+
+
+SCHEDULES: dict[str, Callable[..., NoiseSchedule]] = {
+  "linear": linear,
+  "scaled_linear": scaled_linear,
+  "cosine_discrete": cosine_discrete,
+  "cosine": cosine,
+  "sigmoid": sigmoid,
+  "rectified_flow": rectified_flow,
+}
+
+
+def alpha_sigma(schedule: NoiseSchedule, t: Array, ndim: int = 4) -> tuple[Array, Array]:
+  """alpha_t and sigma_t with axes of size 1 behind, to multiply images. t: f32[B] or f32[]; returns f32[B,1,1,1]."""
+  t = jnp.reshape(t, t.shape + (1,) * (ndim - t.ndim))
+  return schedule.alpha(t), schedule.sigma(t)
+
+
+def add_noise(schedule: NoiseSchedule, x: Array, eps: Array, t: Array) -> Array:
+  """A draw of q(z_t | x): z_t = alpha_t x + sigma_t eps for eps ~ N(0, I).
+
+  Shapes: x, eps: f32[B,H,W,C]; t: f32[B] or f32[].  Source: Ho et al. 2020, eq. 4.
+  """
+  alpha, sigma = alpha_sigma(schedule, t, x.ndim)
+  return alpha * x + sigma * eps
+
+
+def posterior(schedule: NoiseSchedule, x: Array, z: Array, t: Array, s: Array) -> tuple[Array, Array]:
+  """q(z_s | z_t, x), the distribution of a less noisy z_s given z_t and the clean x.
+
+  Mean     (alpha_ts sigma_s^2 z_t + alpha_s sigma_ts^2 x) / sigma_t^2
+  Variance sigma_ts^2 sigma_s^2 / sigma_t^2,   alpha_ts = alpha_t / alpha_s,  sigma_ts^2 = sigma_t^2 - alpha_ts^2 sigma_s^2
+
+  Shapes: x, z: f32[B,H,W,C]; t, s: f32[B] or f32[] in [0, 1], s < t.  Returns (mean f32[B,H,W,C], variance f32[B,1,1,1]).
+  Source: Ho et al. 2020, eq. 6 and 7, for any stride: Kingma et al. 2021, eq. 25. (DDPM's beta_t is sigma_ts^2 at stride 1.)
+  """
+  alpha_t, sigma_t = alpha_sigma(schedule, t, z.ndim)
+  alpha_s, sigma_s = alpha_sigma(schedule, s, z.ndim)
+  alpha_ts = alpha_t / alpha_s
+  variance_ts = sigma_t**2 - (alpha_ts * sigma_s) ** 2
+  mean = (alpha_ts * sigma_s**2 * z + alpha_s * variance_ts * x) / sigma_t**2
+  return mean, variance_ts * (sigma_s / sigma_t) ** 2
+
+
+def _xp(t: Any) -> Any:
+  return jnp if isinstance(t, jax.Array) else np
+
+
+def _thousand(t: Any) -> Any:
+  """Continuous time as DDPM's step count, the range that sinusoidal embeddings were made for."""
+  return 1000 * t
+
+
+def _from_betas(betas: np.ndarray) -> NoiseSchedule:
+  """The schedule of a table beta_1..beta_T: alpha_bar_i = prod_{j<=i} (1 - beta_j) at t = i / T.
+
+  Below the first point log-SNR has no finite end; there sigma^2 is linear in t, from 0 at t = 0: finite for t > 0,
+  monotone, and clean data at t = 0.
+  """
+  num_steps = len(betas)
+  alpha_bar = np.cumprod(1 - betas)
+  table = np.log(alpha_bar) - np.log1p(-alpha_bar)
+  first_variance = 1 - alpha_bar[0]
+
+  def log_snr(t: Any) -> Any:
+    xp = _xp(t)
+    points = xp.asarray(table, xp.result_type(t, xp.float32))
+    position = t * num_steps - 1
+    low = xp.clip(xp.floor(position), 0, num_steps - 2).astype(np.int32)
+    share = position - low
+    inside = (1 - share) * points[low] + share * points[low + 1]
+    variance = first_variance * t * num_steps
+    with np.errstate(divide="ignore", invalid="ignore"):
+      below = xp.log1p(-variance) - xp.log(variance)
+    return xp.where(position < 0, below, inside)
+
+  # sqrt(sigmoid(+-log-SNR)), exact to the last digits at both ends.
+  return NoiseSchedule(
+    alpha=lambda t: _xp(t).exp(-0.5 * _xp(t).logaddexp(0, -log_snr(t))),
+    sigma=lambda t: _xp(t).exp(-0.5 * _xp(t).logaddexp(0, log_snr(t))),
+    model_time=lambda t: t * num_steps - 1,
+  )
