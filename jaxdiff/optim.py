@@ -1,0 +1,125 @@
+"""Optimizers as chains of gradient transformations; the EMA of the parameters is one of them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdiff.errors import UserError, unknown
+from jaxdiff.types import Array, PyTree
+
+
+class ParamsEmaState(NamedTuple):
+  """State of `params_ema`."""
+
+  count: Array  # i32[], updates applied so far
+  ema_params: PyTree  # like params, in their dtype: the average that sampling and scoring use
+
+
+def params_ema(decay: float, start_step: int = 0) -> optax.GradientTransformation:
+  """An exponential moving average of the parameters as they are *after* each update; updates pass through unchanged.
+
+  Update n = 1, 2, ... makes params_n.  For n <= start_step the average is a copy of params_n; from then on
+  ema_n = decay ema_{n-1} + (1 - decay) params_n.  So it never needs debiasing, and the noisy first parameters do not
+  linger in it.  It must come last in a chain, and be read with `optax.tree.get(opt_state, "ema_params")`.
+
+  Raises ValueError for a decay outside [0, 1] and, at update, if params are not given.
+  Source: Polyak & Juditsky 1992; the use in diffusion models: Ho et al. 2020, appendix B.
+  """
+  if not 0 <= decay <= 1:
+    raise ValueError(f"EMA decay {decay} is not in [0, 1]")
+
+  def init_fn(params: PyTree) -> ParamsEmaState:
+    # A copy: donated parameters and their average must not share a buffer.
+    return ParamsEmaState(count=jnp.zeros((), jnp.int32), ema_params=jax.tree.map(jnp.copy, params))
+
+  def update_fn(updates: PyTree, state: ParamsEmaState, params: PyTree | None = None) -> tuple[PyTree, ParamsEmaState]:
+    if params is None:
+      raise ValueError("params_ema averages parameters: call update(updates, state, params)")
+    started = state.count >= start_step
+    new_params = optax.apply_updates(params, updates)
+    ema_params = jax.tree.map(
+      lambda ema, new: jnp.where(started, decay * ema + (1 - decay) * new, new), state.ema_params, new_params
+    )
+    return updates, ParamsEmaState(count=optax.safe_increment(state.count), ema_params=ema_params)
+
+  return optax.GradientTransformation(init_fn, update_fn)
+
+
+class ScheduledState(NamedTuple):
+  """State of `scale_by_schedule`."""
+
+  count: Array  # i32[], updates applied so far
+  learning_rate: Array  # f32[], the rate of the last update, for the logs
+
+
+def scale_by_schedule(schedule: optax.Schedule) -> optax.GradientTransformation:
+  """Update n (from 0) is multiplied by -schedule(n): the descent step of a chain.
+
+  As optax.scale_by_learning_rate, but the rate in force is in the state, where any loop can read it:
+  `optax.tree.get(opt_state, "learning_rate")`.
+  """
+
+  def init_fn(params: PyTree) -> ScheduledState:
+    del params
+    return ScheduledState(count=jnp.zeros((), jnp.int32), learning_rate=jnp.zeros((), jnp.float32))
+
+  def update_fn(updates: PyTree, state: ScheduledState, params: PyTree | None = None) -> tuple[PyTree, ScheduledState]:
+    del params
+    rate = jnp.asarray(schedule(state.count), jnp.float32)
+    scaled = jax.tree.map(lambda update: -rate * update, updates)
+    return scaled, ScheduledState(count=optax.safe_increment(state.count), learning_rate=rate)
+
+  return optax.GradientTransformation(init_fn, update_fn)
+
+
+def learning_rate(config: Any, num_updates: int) -> optax.Schedule:
+  """Linear warm-up from 0 over config.warmup_steps updates, then constant, or a cosine to 0 at num_updates.
+
+  Raises UserError for an unknown config.decay and for a warm-up longer than the run.
+  """
+  if config.warmup_steps >= max(num_updates, 1):
+    raise UserError(
+      f"warm-up of {config.warmup_steps} updates (config.optim.warmup_steps) is not shorter than the run of "
+      f"{num_updates} updates (config.train.steps / config.optim.accumulate_steps)."
+    )
+  rest = num_updates - config.warmup_steps
+  decays = {
+    "constant": lambda: optax.constant_schedule(config.learning_rate),
+    "cosine": lambda: optax.cosine_decay_schedule(config.learning_rate, rest),
+  }
+  if config.decay not in decays:
+    raise unknown("learning rate decay", config.decay, decays)
+  warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+  # Update n uses the rate at n: the first one of a warm-up is learning_rate / warmup_steps, not 0.
+  joined = optax.join_schedules([warmup, decays[config.decay]()], [config.warmup_steps])
+  return (lambda count: joined(count + 1)) if config.warmup_steps else joined
+
+
+def make_optimizer(config: Any, num_steps: int) -> optax.GradientTransformation:
+  """The optimizer that a config's `optim` section describes, for a run of num_steps train steps.
+
+  clip by global norm -> Adam -> weight decay (matrices and kernels only) -> learning rate -> params_ema.  With
+  accumulate_steps = k gradients are averaged over k train steps and all of the chain, EMA included, moves once.
+
+  Source: AdamW, Loshchilov & Hutter 2019.
+  """
+  rate = learning_rate(config, num_steps // config.accumulate_steps)
+  chain = optax.chain(
+    optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+    optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),
+    optax.add_decayed_weights(config.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
+    scale_by_schedule(rate),
+    params_ema(config.ema_decay, config.ema_start_step),
+  )
+  if config.accumulate_steps == 1:
+    return chain
+  return optax.MultiSteps(chain, every_k_schedule=config.accumulate_steps).gradient_transformation()
+
+
+def ema_params(state: Any) -> PyTree:
+  """The averaged parameters of a train state, those to sample and score with."""
+  return optax.tree.get(state.opt_state, "ema_params")
