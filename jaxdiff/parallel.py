@@ -1,0 +1,131 @@
+"""Strategies: how one train step runs on the devices there are. The loop does not know which it runs under."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxdiff.errors import UserError, unknown
+from jaxdiff.types import PyTree
+
+
+class Strategy(NamedTuple):
+  """What the loop needs of a strategy."""
+
+  init: Callable[[Callable[[], PyTree]], PyTree]  # (() -> state), to the state on its devices
+  abstract: Callable[[Callable[[], PyTree]], PyTree]  # (() -> state), to the shapes, dtypes and places to restore to
+  place_state: Callable[[PyTree], PyTree]  # a restored state to its devices
+  place_batch: Callable[[PyTree], PyTree]  # this process's share of a batch, NumPy, to its devices
+  place_rows: Callable[[PyTree], PyTree]  # rows to draw images for, to where a fetched state can meet them
+  lower: Callable[[Callable[..., Any], PyTree, PyTree], jax.stages.Lowered]  # (step, state, batch), state donated
+  fetch: Callable[[PyTree], PyTree]  # a placed state, or part of it, without the axis of devices, if it has one
+
+
+def mesh(config: Any, batch_size: int) -> Strategy:
+  """jit over a mesh with the axes `data` (the batch is split) and `fsdp` (batch and large state leaves are split).
+
+  On one device this is plain jit.  Gradients are averaged by the compiler: the loss is a mean over the global batch.
+  Raises UserError when the devices do not divide by config.fsdp, or the batch by the devices.
+  """
+  devices = jax.device_count()
+  if devices % config.fsdp:
+    raise UserError(f"{devices} devices cannot be split into groups of {config.fsdp} (config.parallel.fsdp).")
+  check_batch_size(batch_size, devices)
+  # Built by hand: jax.make_mesh changed its default axis types between the versions of JAX in use.
+  grid = Mesh(np.asarray(jax.devices()).reshape(-1, config.fsdp), ("data", "fsdp"))
+  split = NamedSharding(grid, P(("data", "fsdp")))
+
+  def init(make: Callable[[], PyTree]) -> PyTree:
+    return jax.jit(make, out_shardings=_state_shardings(grid, jax.eval_shape(make)))()
+
+  def abstract(make: Callable[[], PyTree]) -> PyTree:
+    shapes = jax.eval_shape(make)
+    return jax.tree.map(_with_sharding, shapes, _state_shardings(grid, shapes))
+
+  def place_batch(batch: PyTree) -> PyTree:
+    return jax.tree.map(lambda a: jax.make_array_from_process_local_data(split, a), batch)
+
+  def lower(step: Callable[..., Any], state: PyTree, batch: PyTree) -> jax.stages.Lowered:
+    shardings = _state_shardings(grid, state)
+    jitted = jax.jit(step, donate_argnums=0, in_shardings=(shardings, split), out_shardings=(shardings, None))
+    return jitted.lower(state, batch)
+
+  return Strategy(init, abstract, lambda state: state, place_batch, place_batch, lower, lambda tree: tree)
+
+
+def pmap(config: Any, batch_size: int) -> Strategy:
+  """jax.pmap: every device holds a copy of the state and an equal share of the batch; gradients are averaged by pmean.
+
+  Raises UserError when the batch does not divide by the devices.
+  """
+  del config
+  check_batch_size(batch_size, jax.device_count())
+  devices = jax.local_devices()
+  one_device = jax.sharding.SingleDeviceSharding(devices[0])
+  split = NamedSharding(Mesh(np.asarray(devices), ("batch",)), P("batch"))
+
+  def place_state(state: PyTree) -> PyTree:
+    return jax.tree.map(lambda a: jax.device_put(jnp.broadcast_to(a, (len(devices), *a.shape)), split), state)
+
+  def place_batch(batch: PyTree) -> PyTree:
+    return jax.tree.map(lambda a: jax.device_put(a.reshape(len(devices), -1, *a.shape[1:]), split), batch)
+
+  def lower(step: Callable[..., Any], state: PyTree, batch: PyTree) -> jax.stages.Lowered:
+    averaged = functools.partial(step, pmean=functools.partial(jax.lax.pmean, axis_name="batch"))
+    mapped = jax.pmap(averaged, axis_name="batch", out_axes=(0, None), donate_argnums=0)
+    return mapped.lower(state, batch)
+
+  return Strategy(
+    init=lambda make: place_state(jax.jit(make)()),
+    abstract=lambda make: jax.tree.map(lambda a: _with_sharding(a, one_device), jax.eval_shape(make)),
+    place_state=place_state,
+    place_batch=place_batch,
+    place_rows=lambda rows: rows,
+    lower=lower,
+    fetch=lambda tree: jax.tree.map(lambda a: a[0], tree),
+  )
+
+
+def check_batch_size(batch_size: int, devices: int) -> None:
+  """Raises UserError when a batch cannot be split evenly over the devices."""
+  if batch_size % devices:
+    nearest = max(devices, round(batch_size / devices) * devices)
+    raise UserError(
+      f"batch size {batch_size} (config.train.batch_size) is not divisible by {devices} devices. Use {nearest}."
+    )
+
+
+def _state_shardings(grid: Mesh, state: PyTree) -> PyTree:
+  """Large leaves split over `fsdp` along their largest divisible dimension; all else replicated."""
+  count = grid.shape["fsdp"]
+
+  def sharding(leaf: Any) -> NamedSharding:
+    divisible = [axis for axis, size in enumerate(leaf.shape) if size % count == 0]
+    if count == 1 or leaf.size < SMALL_LEAF or not divisible:
+      return NamedSharding(grid, P())
+    largest = max(divisible, key=lambda axis: leaf.shape[axis])
+    return NamedSharding(grid, P(*(None,) * largest, "fsdp"))
+
+  return jax.tree.map(sharding, state)
+
+
+def _with_sharding(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
+SMALL_LEAF = 2**14  # elements; below this, splitting a leaf costs more in communication than it saves in memory
+STRATEGIES = {"mesh": mesh, "pmap": pmap}
+
+
+def make(config: Any, batch_size: int) -> Strategy:
+  """The strategy that config.parallel.strategy names.  Raises UserError for an unknown one."""
+  if config.strategy not in STRATEGIES:
+    raise unknown("parallel strategy", config.strategy, STRATEGIES)
+  return STRATEGIES[config.strategy](config, batch_size)

@@ -1,0 +1,33 @@
+"""What is learned: each module makes a Task from a config. TASKS is the table that configs name them by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdiff.errors import unknown
+from jaxdiff.tasks import denoise
+from jaxdiff.types import Task
+
+TASKS = {"denoise": denoise.make}
+
+
+def make(config: Any, tx: optax.GradientTransformation) -> Task:
+  """The task that config.task names, trained by tx.  Raises UserError for an unknown one."""
+  if config.task not in TASKS:
+    raise unknown("task", config.task, TASKS)
+  return TASKS[config.task](config, tx)
+
+
+def initial_state(config: Any, task: Task) -> Any:
+  """The state of a run before its first step, a function of config.seed alone."""
+  side, channels = config.data.image_size, config.data.channels
+  batch = {
+    "image": jnp.zeros((1, side, side, channels), jnp.uint8),
+    "label": jnp.zeros((1,), jnp.int32),
+    "index": jnp.zeros((1,), jnp.uint32),
+  }
+  return task.init(jax.random.key(config.seed), batch)
