@@ -1,0 +1,117 @@
+"""What every config has, with its defaults. An experiment's file starts from here and sets what it differs in."""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from jaxdiff.errors import unknown
+
+
+def get_config() -> ConfigDict:
+  """The sections that all tasks share. `model` is the experiment's own."""
+  c = ConfigDict()
+  c.name = "base"  # results lie in checkpoints/<name> unless --workdir says otherwise
+  c.seed = 0  # everything random is a function of (seed, step, example index)
+  c.task = "denoise"  # what is learned: see jaxdiff/tasks
+
+  c.data = ConfigDict()
+  c.data.source = "digits"  # digits | idx:<dir> | folder:<dir> | tfds:<name or dir>
+  c.data.split = "train"
+  c.data.image_size = 8  # pixels, the side of the square the model sees
+  c.data.channels = 1  # 1 gray, 3 RGB
+  c.data.resize = "auto"  # auto: shorter side to image_size, then crop | pad: zeros around smaller images
+  c.data.random_crop = False  # False crops the centre
+  c.data.random_flip = False  # left-right, half of the examples
+  c.data.in_memory = True  # keep decoded images in RAM (small sets)
+  c.data.skip_unreadable = False  # True drops files that cannot be decoded, with a warning
+  c.data.workers = 0  # decoding processes; 0 decodes in threads of this process
+  c.data.threads = 4  # decoding threads
+  c.data.prefetch = 16  # batches made ahead
+
+  c.diffusion = ConfigDict()
+  c.diffusion.schedule = "cosine"  # linear | scaled_linear | cosine_discrete | cosine | sigmoid | rectified_flow
+  c.diffusion.parameterization = "v"  # what the network predicts: eps | x | v | velocity
+  c.diffusion.weighting = "uniform_v"  # uniform_eps | uniform_x | uniform_v | truncated_snr | min_snr(gamma=5)
+  c.diffusion.time_density = "uniform"  # uniform | uniform_discrete(num_steps=1000)
+  c.diffusion.label_dropout = 0.1  # share of examples trained without label, for classifier-free guidance
+
+  c.optim = ConfigDict()
+  c.optim.learning_rate = 1e-4  # peak
+  c.optim.warmup_steps = 0  # updates
+  c.optim.decay = "constant"  # constant | cosine (to 0 at the end of the run)
+  c.optim.beta1 = 0.9
+  c.optim.beta2 = 0.999
+  c.optim.epsilon = 1e-8
+  c.optim.weight_decay = 0.0  # matrices and kernels only
+  c.optim.clip_norm = 1.0  # global gradient norm; 0 does not clip
+  c.optim.accumulate_steps = 1  # train steps an update: gradients are averaged
+  c.optim.ema_decay = 0.9999
+  c.optim.ema_start_step = 0  # updates before the average starts; until then it is a copy
+
+  c.train = ConfigDict()
+  c.train.steps = 100_000
+  c.train.batch_size = 128  # images a step, over all devices
+  c.train.log_every = 50  # steps
+  c.train.sample_every = 1000  # steps between pictures; 0 draws only at the end
+  c.train.checkpoint_every = 1000  # steps
+  c.train.keep_checkpoints = 2  # the newest ones that stay
+  c.train.keep_every = 0  # steps; checkpoints divisible by it stay for ever; 0: none
+
+  c.parallel = ConfigDict()
+  c.parallel.strategy = "mesh"  # mesh | pmap
+  c.parallel.fsdp = 1  # devices that share one copy of the state (mesh only)
+
+  c.sample = ConfigDict()
+  c.sample.num = 100  # images
+  c.sample.labels = ()  # repeated in this order; empty: all classes in turn
+  c.sample.guidance = 1.5  # 1: none; above: closer to the label, less varied
+  c.sample.sampler = "ddim"  # ddpm | ddim(eta=0.0)
+  c.sample.steps = 50
+  c.sample.grid = "uniform"  # spacing of the steps in t
+  c.sample.clip = True  # clip the predicted image to [-1, 1] at each step
+  c.sample.batch_size = 100  # images drawn at a time
+  c.sample.seed = 0
+  c.sample.ema = True  # False draws with the raw parameters
+
+  c.prepare = ConfigDict()  # --mode prepare turns config.data.source into a TFDS ArrayRecord set
+  c.prepare.out = ""  # folder of TFDS sets
+  c.prepare.name = ""  # the set's name there; empty: made from the source
+  return c
+
+
+def fashion_mnist(c: ConfigDict) -> None:
+  """60,000 garments, 28x28 gray, padded to 32x32.  Debian and Ubuntu: apt-get install dataset-fashion-mnist."""
+  c.data.source = "idx:/usr/share/datasets/fashion-mnist"
+  c.data.image_size = 32
+  c.data.resize = "pad"
+
+
+def cifar10(c: ConfigDict) -> None:
+  """50,000 photographs, 32x32 RGB."""
+  c.data.source = "tfds:cifar10"
+  c.data.image_size = 32
+  c.data.channels = 3
+  c.data.random_flip = True
+
+
+def imagenet64(c: ConfigDict) -> None:
+  """1.28 million photographs of 1000 classes, 64x64 RGB."""
+  c.data.source = "tfds:imagenet_resized/64x64"
+  c.data.image_size = 64
+  c.data.channels = 3
+  c.data.random_flip = True
+  c.data.in_memory = False
+  c.data.workers = 8
+  c.model.num_classes = 1000
+  c.train.batch_size = 256
+  c.train.sample_every = 10_000
+  c.train.checkpoint_every = 5000
+  c.train.keep_every = 50_000
+
+
+def choose(presets: dict[str, Callable[[ConfigDict], None]], preset: str) -> Callable[[ConfigDict], None]:
+  """The function of a preset; without a name, `digits`.  Raises UserError for an unknown one."""
+  name = preset or "digits"
+  if name not in presets:
+    raise unknown("preset", name, presets)
+  return presets[name]

@@ -1,0 +1,161 @@
+"""Configs: loading a config file, overriding it from the command line, saving and comparing what was resolved.
+
+A config is an ml_collections ConfigDict. Every override is checked against the file's own value: an unknown key or a
+value of another type is a UserError of one line that names the nearest key or the type.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
+
+from jaxdiff.errors import UserError, unknown
+
+Built = TypeVar("Built")
+
+_TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a list as in 0,1,2"}
+
+
+def load(spec: str) -> ConfigDict:
+  """The config of `path/to/file.py[:preset]`: the file's get_config(preset), locked.
+
+  Raises UserError for a missing file, a file without get_config and (from the file) an unknown preset.
+  """
+  path, _, preset = spec.partition(":")
+  file = Path(path)
+  if not file.is_file():
+    near = difflib.get_close_matches(path, map(str, Path("configs").glob("*_cfg.py")), n=1, cutoff=0.4)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise UserError(f"there is no config file {path!r} (--config).{hint}")
+  root = str(file.resolve().parent.parent)  # so that a config file can say `from configs import base`
+  if root not in sys.path:
+    sys.path.insert(0, root)
+  module_spec = importlib.util.spec_from_file_location(file.stem, file)
+  if module_spec is None or module_spec.loader is None:
+    raise UserError(f"{path!r} (--config) is not a Python file.")
+  module = importlib.util.module_from_spec(module_spec)
+  module_spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise UserError(f"{path!r} (--config) has no get_config(preset) function.")
+  return module.get_config(preset).lock()
+
+
+def override(config: ConfigDict, arguments: Iterable[str]) -> None:
+  """Applies `--config.section.key=value` arguments to config, in place.
+
+  The value is read as the type of the value it replaces.  Raises UserError for an argument that is not of this form,
+  an unknown key or a value of another type.
+  """
+  known = flatten(config)
+  for argument in arguments:
+    key, equals, text = argument.removeprefix("--").partition("=")
+    if not argument.startswith("--config.") or not equals:
+      raise UserError(f"cannot read the argument {argument!r}. Overrides are written --config.train.steps=500.")
+    key = key.removeprefix("config.")
+    if key not in known:
+      raise _unknown_key(key, known)
+    section, _, leaf = key.rpartition(".")
+    target = config[section] if section else config
+    target[leaf] = _parse(key, text, known[key])
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Every leaf of a nested config as {"section.key": value}."""
+  leaves: dict[str, Any] = {}
+  for key, value in config.items():
+    if isinstance(value, (ConfigDict, Mapping)):
+      leaves |= flatten(value, f"{prefix}{key}.")
+    else:
+      leaves[prefix + key] = value
+  return leaves
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> list[str]:
+  """The keys in which two configs differ, each as `a.b: saved -> now`; sections in `ignore` are left out.
+
+  Lists and tuples count as equal: one of the two configs has often been through JSON.
+  """
+  before, after = _plain(flatten(saved)), _plain(flatten(now))
+  return [
+    f"{key}: {before.get(key, 'absent')!r} -> {after.get(key, 'absent')!r}"
+    for key in sorted(before | after)
+    if before.get(key, ...) != after.get(key, ...) and key.split(".")[0] not in ignore
+  ]
+
+
+def _plain(leaves: dict[str, Any]) -> dict[str, Any]:
+  return json.loads(json.dumps(leaves))
+
+
+def to_json(config: ConfigDict) -> str:
+  """The resolved config as JSON text."""
+  return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+  """The config that to_json wrote, locked."""
+
+  def tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+      return {key: tuples(item) for key, item in value.items()}
+    return tuple(tuples(item) for item in value) if isinstance(value, list) else value
+
+  return ConfigDict(tuples(json.loads(text))).lock()
+
+
+def build(spec: str, functions: Mapping[str, Callable[..., Built]], kind: str) -> Built:
+  """What a spec such as `ddim` or `ddim(eta=0.5)` names: functions["ddim"](eta=0.5).  Raises UserError."""
+  name, arguments = parse_call(spec, functions, kind)
+  return functions[name](**arguments)
+
+
+def parse_call(spec: str, functions: Mapping[str, Callable[..., Any]], kind: str) -> tuple[str, dict[str, Any]]:
+  """`name(key=value, ...)` as (name, {key: value}), both checked against functions.  Values are Python literals."""
+  try:
+    node = ast.parse(spec.strip(), mode="eval").body
+    call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
+    if not isinstance(call.func, ast.Name) or call.args:
+      raise ValueError
+    arguments = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+  except (SyntaxError, ValueError):
+    raise UserError(f"cannot read the {kind} {spec!r}. Write a name, or name(key=value).") from None
+  name = call.func.id
+  if name not in functions:
+    raise unknown(kind, name, functions)
+  parameters = functions[name].__code__.co_varnames[: functions[name].__code__.co_argcount]
+  for key in arguments:
+    if key not in parameters:
+      raise unknown(f"argument of {kind} {name!r}:", key, parameters)
+  return name, arguments
+
+
+def _unknown_key(key: str, known: Mapping[str, Any]) -> UserError:
+  sections = {name.rpartition(".")[0] for name in known} - {""}
+  if key in sections:
+    inside = ", ".join(name for name in known if name.startswith(f"{key}."))
+    return UserError(f"config.{key} is a section, not a value. It holds {inside}.")
+  near = difflib.get_close_matches(key, known, n=1, cutoff=0.3)
+  hint = f" Did you mean config.{near[0]}?" if near else ""
+  return UserError(f"there is no config.{key}.{hint}")
+
+
+def _parse(key: str, text: str, default: Any) -> Any:
+  kind = type(default)
+  try:
+    if kind is bool:
+      return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+    if kind is tuple:
+      item = type(default[0]) if default else int
+      return tuple(item(part) for part in text.strip("()[] ").split(",") if part.strip())
+    return kind(text)
+  except (ValueError, KeyError, TypeError):
+    wanted = _TYPE_NAMES.get(kind, kind.__name__)
+    raise UserError(f"config.{key} takes {wanted} (now {default!r}), not {text!r}.") from None
