@@ -1,0 +1,105 @@
+"""The command line: python -m jaxdiff.main --config configs/dit_cfg.py[:preset] [--config.key=value ...].
+
+Modes: train (default), sample, prepare.  A mistake of the user's is answered by one line and exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxdiff import configuration, platform, reporting
+from jaxdiff.errors import UserError, unknown
+
+logger = logging.getLogger("jaxdiff")
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Runs one command; returns the exit status: 0 done, 2 a mistake of the user's, 130 stopped by a second Ctrl-C."""
+  reporting.setup_logging()
+  try:
+    flags, overrides = _parse(arguments)
+    if flags.mode not in MODES:
+      raise unknown("mode", flags.mode, MODES)
+    config, workdir = _resolve(flags, overrides)
+    platform.configure(cache_dir=_cache_dir())
+    MODES[flags.mode](config, workdir, flags)
+  except UserError as error:
+    logger.error("jaxdiff: %s", error)
+    return 2
+  except KeyboardInterrupt:
+    logger.error("jaxdiff: stopped.")
+    return 130
+  return 0
+
+
+def _train(config: Any, workdir: Path, flags: argparse.Namespace) -> None:
+  from jaxdiff import train
+
+  train.train(config, workdir, flags.allow_config_change)
+
+
+def _sample(config: Any, workdir: Path, flags: argparse.Namespace) -> None:
+  del flags
+  from jaxdiff import sample
+
+  sample.run(config, workdir)
+
+
+def _prepare(config: Any, workdir: Path, flags: argparse.Namespace) -> None:
+  del workdir, flags
+  from jaxdiff.data import prepare
+
+  prepare.prepare(config.data.source, config.prepare.out, config.prepare.name)
+
+
+MODES: dict[str, Callable[[Any, Path, argparse.Namespace], None]] = {
+  "train": _train,
+  "sample": _sample,
+  "prepare": _prepare,
+}
+
+
+def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+  parser = argparse.ArgumentParser(
+    prog="python -m jaxdiff.main",
+    description="Train diffusion models and draw images with them.",
+    epilog="Any value of the config can be set: --config.train.steps=500. See configs/base.py for all of them.",
+    allow_abbrev=False,
+  )
+  parser.add_argument("--config", metavar="FILE[:PRESET]", help="config file and preset, e.g. configs/dit_cfg.py:cifar10")
+  parser.add_argument("--workdir", metavar="DIR", help="where results lie; default checkpoints/<config name>")
+  parser.add_argument("--mode", default="train", help="train (default) | sample | prepare")
+  parser.add_argument(
+    "--allow_config_change", action="store_true", help="go on with a run although its config has changed"
+  )
+  return parser.parse_known_args(arguments)
+
+
+def _resolve(flags: argparse.Namespace, overrides: list[str]) -> tuple[Any, Path]:
+  """The config, from its file or else from the workdir's config.json, with the overrides applied; and the workdir."""
+  if flags.config:
+    config = configuration.load(flags.config)
+  elif flags.workdir is None:
+    raise UserError("give a config, as in --config configs/dit_cfg.py, or the --workdir of an earlier run.")
+  else:
+    saved = Path(flags.workdir) / "config.json"
+    if not saved.is_file():
+      raise UserError(f"there is no run in {flags.workdir!r} (no config.json). Give --config, or another --workdir.")
+    config = configuration.from_json(saved.read_text())
+  configuration.override(config, overrides)
+  return config, Path(flags.workdir or Path("checkpoints") / config.name)
+
+
+def _cache_dir() -> Path:
+  """Where compiled programs are kept between runs."""
+  return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdiff" / "xla"
+
+
+if __name__ == "__main__":
+  sys.exit(main())
