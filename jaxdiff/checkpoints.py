@@ -46,7 +46,8 @@ def open_manager(workdir: Path, keep: int = 1, keep_every: int = 0) -> Manager:
     enable_async_checkpointing=True,
     cleanup_tmp_directories=True,
   )
-  return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options, item_names=("state", "run"))
+  handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
+  return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options, item_handlers=handlers)
 
 
 def save(manager: Manager, step: int, state: PyTree, run: dict[str, Any]) -> None:
@@ -95,6 +96,8 @@ def restore(manager: Manager, abstract: PyTree) -> tuple[PyTree, dict[str, Any]]
     step, run = newest
     try:
       stored = manager.item_metadata(step)["state"]
+      if stored is None:
+        raise ValueError("the description of its arrays cannot be read")
     except Exception as error:
       _set_aside(manager, step, error)
       continue

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdiff.errors import UserError, unknown
+from jaxdiff.errors import unknown
 from jaxdiff.types import Array, PyTree
 
 
@@ -77,26 +77,24 @@ def scale_by_schedule(schedule: optax.Schedule) -> optax.GradientTransformation:
 
 
 def learning_rate(config: Any, num_updates: int) -> optax.Schedule:
-  """Linear warm-up from 0 over config.warmup_steps updates, then constant, or a cosine to 0 at num_updates.
+  """The learning rate of update n = 0, 1, ...: linear warm-up, then constant, or a cosine to 0 at num_updates.
 
-  Raises UserError for an unknown config.decay and for a warm-up longer than the run.
+  Update n of a warm-up of W uses (n + 1) / W of the peak: none is wasted on a rate of 0.
+  Raises UserError for an unknown config.decay.
   """
-  if config.warmup_steps >= max(num_updates, 1):
-    raise UserError(
-      f"warm-up of {config.warmup_steps} updates (config.optim.warmup_steps) is not shorter than the run of "
-      f"{num_updates} updates (config.train.steps / config.optim.accumulate_steps)."
-    )
-  rest = num_updates - config.warmup_steps
+  rest = max(num_updates - config.warmup_steps, 1)
   decays = {
     "constant": lambda: optax.constant_schedule(config.learning_rate),
     "cosine": lambda: optax.cosine_decay_schedule(config.learning_rate, rest),
   }
   if config.decay not in decays:
-    raise unknown("learning rate decay", config.decay, decays)
-  warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-  # Update n uses the rate at n: the first one of a warm-up is learning_rate / warmup_steps, not 0.
-  joined = optax.join_schedules([warmup, decays[config.decay]()], [config.warmup_steps])
-  return (lambda count: joined(count + 1)) if config.warmup_steps else joined
+    raise unknown("learning rate decay (config.optim.decay)", config.decay, decays)
+  decay = decays[config.decay]()
+  if not config.warmup_steps:
+    return decay
+  share = config.learning_rate / config.warmup_steps
+  warmup = optax.linear_schedule(share, config.learning_rate + share, config.warmup_steps)
+  return optax.join_schedules([warmup, decay], [config.warmup_steps])
 
 
 def make_optimizer(config: Any, num_steps: int) -> optax.GradientTransformation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,18 +28,18 @@ class Strategy(NamedTuple):
   fetch: Callable[[PyTree], PyTree]  # a placed state, or part of it, without the axis of devices, if it has one
 
 
-def mesh(config: Any, batch_size: int) -> Strategy:
+def mesh(config: Any, batch_size: int, devices: Sequence[jax.Device] | None = None) -> Strategy:
   """jit over a mesh with the axes `data` (the batch is split) and `fsdp` (batch and large state leaves are split).
 
   On one device this is plain jit.  Gradients are averaged by the compiler: the loss is a mean over the global batch.
   Raises UserError when the devices do not divide by config.fsdp, or the batch by the devices.
   """
-  devices = jax.device_count()
-  if devices % config.fsdp:
-    raise UserError(f"{devices} devices cannot be split into groups of {config.fsdp} (config.parallel.fsdp).")
-  check_batch_size(batch_size, devices)
+  devices = jax.devices() if devices is None else devices
+  if len(devices) % config.fsdp:
+    raise UserError(f"{len(devices)} devices cannot be split into groups of {config.fsdp} (config.parallel.fsdp).")
+  check_batch_size(batch_size, len(devices))
   # Built by hand: jax.make_mesh changed its default axis types between the versions of JAX in use.
-  grid = Mesh(np.asarray(jax.devices()).reshape(-1, config.fsdp), ("data", "fsdp"))
+  grid = Mesh(np.asarray(devices).reshape(-1, config.fsdp), ("data", "fsdp"))
   split = NamedSharding(grid, P(("data", "fsdp")))
 
   def init(make: Callable[[], PyTree]) -> PyTree:
@@ -60,14 +60,14 @@ def mesh(config: Any, batch_size: int) -> Strategy:
   return Strategy(init, abstract, lambda state: state, place_batch, place_batch, lower, lambda tree: tree)
 
 
-def pmap(config: Any, batch_size: int) -> Strategy:
+def pmap(config: Any, batch_size: int, devices: Sequence[jax.Device] | None = None) -> Strategy:
   """jax.pmap: every device holds a copy of the state and an equal share of the batch; gradients are averaged by pmean.
 
   Raises UserError when the batch does not divide by the devices.
   """
   del config
-  check_batch_size(batch_size, jax.device_count())
-  devices = jax.local_devices()
+  check_batch_size(batch_size, jax.device_count() if devices is None else len(devices))
+  devices = jax.local_devices() if devices is None else devices
   one_device = jax.sharding.SingleDeviceSharding(devices[0])
   split = NamedSharding(Mesh(np.asarray(devices), ("batch",)), P("batch"))
 
@@ -79,7 +79,7 @@ def pmap(config: Any, batch_size: int) -> Strategy:
 
   def lower(step: Callable[..., Any], state: PyTree, batch: PyTree) -> jax.stages.Lowered:
     averaged = functools.partial(step, pmean=functools.partial(jax.lax.pmean, axis_name="batch"))
-    mapped = jax.pmap(averaged, axis_name="batch", out_axes=(0, None), donate_argnums=0)
+    mapped = jax.pmap(averaged, axis_name="batch", out_axes=(0, None), donate_argnums=0, devices=devices)
     return mapped.lower(state, batch)
 
   return Strategy(

@@ -109,7 +109,7 @@ SCHEDULES: dict[str, Callable[..., NoiseSchedule]] = {
 
 def alpha_sigma(schedule: NoiseSchedule, t: Array, ndim: int = 4) -> tuple[Array, Array]:
   """alpha_t and sigma_t with axes of size 1 behind, to multiply images. t: f32[B] or f32[]; returns f32[B,1,1,1]."""
-  t = jnp.reshape(t, t.shape + (1,) * (ndim - t.ndim))
+  t = t.reshape(t.shape + (1,) * (ndim - t.ndim))
   return schedule.alpha(t), schedule.sigma(t)
 
 
@@ -143,6 +143,10 @@ def _xp(t: Any) -> Any:
   return jnp if isinstance(t, jax.Array) else np
 
 
+def _dtype(t: Any) -> Any:
+  return t.dtype if isinstance(t, jax.Array) else np.float64
+
+
 def _thousand(t: Any) -> Any:
   """Continuous time as DDPM's step count, the range that sinusoidal embeddings were made for."""
   return 1000 * t
@@ -159,10 +163,18 @@ def _from_betas(betas: np.ndarray) -> NoiseSchedule:
   table = np.log(alpha_bar) - np.log1p(-alpha_bar)
   first_variance = 1 - alpha_bar[0]
 
+  def step(t: Any) -> Any:
+    """The (fractional) step index t T - 1; exactly a whole number where t is a point of the table, up to rounding."""
+    xp = _xp(t)
+    position = t * num_steps - 1
+    nearest = xp.round(position)
+    rounding = 2 * num_steps * xp.finfo(_dtype(t)).eps
+    return xp.where(xp.abs(position - nearest) < rounding, nearest, position)
+
   def log_snr(t: Any) -> Any:
     xp = _xp(t)
-    points = xp.asarray(table, xp.result_type(t, xp.float32))
-    position = t * num_steps - 1
+    points = xp.asarray(table, _dtype(t))
+    position = step(t)
     low = xp.clip(xp.floor(position), 0, num_steps - 2).astype(np.int32)
     share = position - low
     inside = (1 - share) * points[low] + share * points[low + 1]
@@ -175,5 +187,5 @@ def _from_betas(betas: np.ndarray) -> NoiseSchedule:
   return NoiseSchedule(
     alpha=lambda t: _xp(t).exp(-0.5 * _xp(t).logaddexp(0, -log_snr(t))),
     sigma=lambda t: _xp(t).exp(-0.5 * _xp(t).logaddexp(0, log_snr(t))),
-    model_time=lambda t: t * num_steps - 1,
+    model_time=step,
   )
