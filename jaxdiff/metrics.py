@@ -1,0 +1,104 @@
+"""Metrics of train steps: kept on the device until somebody looks.
+
+A train step returns a dict of scalars that the device may not have computed yet. Reading one waits for it,
+and a loop that reads one every step leaves the device idle while Python runs. So the loop pushes the
+scalars into a window and collects their means once in a while:
+
+  window.push(step, device_metrics)            # does not wait for it
+  if step % log_every == 1:                    # the next step is already under way
+    row = window.collect(until=step - 1)       # one fetch for the whole interval
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+RUN_AHEAD = 8  # steps the host may be ahead of the device: enough to never starve it, few enough to stop soon
+MUST_BE_FINITE = ("loss", "grad_norm")
+
+
+class Row(NamedTuple):
+  """What a window has seen since it was last collected."""
+
+  step: int  # the last step among them
+  means: dict[str, float]  # name -> mean over the steps that reported it
+  first_bad_step: int | None  # the first step whose loss or gradient norm was NaN or infinite
+
+
+class Window:
+  """Collects the metrics of many steps without waiting for any, and fetches them together.
+
+  `fetch` turns a list of metric dicts into the same list with host numbers; the default serves arrays that
+  one process can read whole.
+  """
+
+  def __init__(self, fetch: Callable[[Any], Any] = jax.device_get):
+    self._fetch = fetch
+    self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
+
+  def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+    """Adds the metrics of one step. They stay on the device; their copy to the host is only asked for.
+
+    Waits for the step RUN_AHEAD before this one, so that a stop does not have hundreds of steps queued before it.
+    """
+    for value in metrics.values():
+      if isinstance(value, jax.Array):
+        value.copy_to_host_async()
+    self._pending.append((step, metrics))
+    if len(self._pending) > RUN_AHEAD:
+      jax.block_until_ready(self._pending[-1 - RUN_AHEAD][1])
+
+  def collect(self, until: int | None = None) -> Row | None:
+    """Means over all that was pushed since the last call (with `until`: up to that step), in one fetch.
+
+    Waits for the last of those steps and no longer, so the device stays busy when a later step was pushed
+    before the call. Returns None when there is nothing to report.
+    """
+    taken = [(step, metrics) for step, metrics in self._pending if until is None or step <= until]
+    if not taken:
+      return None
+    self._pending = self._pending[len(taken) :]
+    steps = [step for step, _ in taken]
+    rows = [
+      {name: float(value) for name, value in row.items()}
+      for row in self._fetch([dict(metrics) for _, metrics in taken])
+    ]
+    values: dict[str, list[float]] = {}
+    for row in rows:
+      for name, value in row.items():
+        values.setdefault(name, []).append(value)
+    bad = (
+      step
+      for step, row in zip(steps, rows, strict=True)
+      if not all(math.isfinite(row[name]) for name in MUST_BE_FINITE if name in row)
+    )
+    # Not math.fsum: it raises when infinities of both signs meet, and such a mean should just be NaN.
+    means = {name: sum(column) / len(column) for name, column in values.items()}
+    return Row(steps[-1], means, next(bad, None))
+
+
+class Stopwatch:
+  """Steps per second between calls, without what was marked as a pause (drawing pictures, saving)."""
+
+  def __init__(self, step: int):
+    self._step, self._since = step, time.monotonic()
+
+  def rate(self, step: int) -> float:
+    """Steps per second since the last call, or since the start."""
+    now = time.monotonic()
+    rate = (step - self._step) / max(now - self._since, 1e-9)
+    self._step, self._since = step, now
+    return rate
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """The time spent in this context does not count."""
+    begin = time.monotonic()
+    yield
+    self._since += time.monotonic() - begin

@@ -1,0 +1,323 @@
+"""What a run tells: messages, a progress bar, metrics.jsonl, TensorBoard events and a loss curve.
+
+Nothing here touches the device; numbers come in as Python floats (see metrics.Window).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import tqdm
+
+from jaxdiff.errors import UserError
+from jaxdiff.files import unwritable, write_atomically
+
+logger = logging.getLogger("jaxdiff")
+
+CHATTY = ("absl", "orbax", "grain", "jax", "jaxlib", "tensorflow_datasets", "matplotlib", "PIL")
+PLAIN_LINE_SECONDS = 15  # how often progress is told where no bar can be drawn
+
+
+# Messages
+
+
+class _AboveTheBar:
+  """A stream to stderr that does not tear a progress bar apart."""
+
+  def write(self, text: str) -> None:
+    tqdm.tqdm.write(text, file=sys.stderr, end="")
+
+  def flush(self) -> None:
+    sys.stderr.flush()
+
+
+class _LineFormatter(logging.Formatter):
+  """The message, marked if it is a warning. (An error is the program's last line and says what it is.)"""
+
+  def format(self, record: logging.LogRecord) -> str:
+    text = super().format(record)
+    return f"warning: {text}" if record.levelno == logging.WARNING else text
+
+
+def setup_logging(verbosity: int | str = logging.INFO) -> None:
+  """Sends the "jaxdiff" logger's messages to stderr as plain lines, and quiets the libraries below it.
+
+  Safe to call again: it replaces its own handler.
+  """
+  handler = logging.StreamHandler(_AboveTheBar())
+  handler.setFormatter(_LineFormatter())
+  for old in [h for h in logger.handlers if isinstance(h.formatter, _LineFormatter)]:
+    logger.removeHandler(old)
+  logger.addHandler(handler)
+  logger.setLevel(verbosity.upper() if isinstance(verbosity, str) else verbosity)
+  logger.propagate = False  # absl puts a handler of its own on the root logger
+  for name in CHATTY:
+    logging.getLogger(name).setLevel(logging.WARNING)
+
+
+# The progress bar
+
+
+class Progress:
+  """A progress bar on a terminal; elsewhere (a file, a cluster's log) a plain line now and then."""
+
+  def __init__(self, total: int, initial: int = 0, desc: str = "train", enabled: bool = True):
+    self._total, self._count, self._desc, self._enabled = total, initial, desc, enabled
+    self._numbers = ""
+    self._told_count, self._told_at = initial, time.monotonic()
+    self._bar = None
+    if enabled and sys.stderr.isatty():
+      self._bar = tqdm.tqdm(
+        total=total,
+        initial=initial,
+        file=sys.stderr,
+        dynamic_ncols=True,
+        smoothing=0.1,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}  {remaining} left",
+        desc=desc,
+      )
+
+  def update(self, n: int = 1) -> None:
+    """Counts n more steps as done."""
+    self._count += n
+    if self._bar is not None:
+      self._bar.update(n)
+    elif time.monotonic() - self._told_at >= PLAIN_LINE_SECONDS:
+      self._tell()
+
+  def show(self, **values: float) -> None:
+    """Sets the numbers beside the bar, in this order: show(loss=..., grad_norm=..., images_per_s=...)."""
+    self._numbers = "  ".join(_shown(name, value) for name, value in values.items())
+    if self._bar is not None:
+      self._bar.set_postfix_str(self._numbers)
+
+  def close(self) -> None:
+    """Leaves the last state on the screen."""
+    if self._bar is not None:
+      self._bar.close()
+    elif self._count > self._told_count:
+      self._tell()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exc_info: object) -> None:
+    self.close()
+
+  def _tell(self) -> None:
+    if not self._enabled:
+      return
+    now, left = time.monotonic(), "?"
+    if self._count > self._told_count:
+      pace = (now - self._told_at) / (self._count - self._told_count)
+      left = tqdm.tqdm.format_interval((self._total - self._count) * pace)
+    self._told_count, self._told_at = self._count, now
+    parts = [f"{self._desc} {self._count}/{self._total}", self._numbers, f"{left} left"]
+    logger.info("  ".join(part for part in parts if part))
+
+
+def progress(total: int, initial: int = 0, desc: str = "train", enabled: bool = True) -> Progress:
+  """A bar over `total` steps of which `initial` are already done; silent unless `enabled`."""
+  return Progress(total, initial, desc, enabled)
+
+
+def _shown(name: str, value: float) -> str:
+  if name.endswith("_per_s"):
+    return f"{value:,.{0 if value >= 100 else 1}f} {name.removesuffix('_per_s')}/s"
+  return f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4g}"
+
+
+# metrics.jsonl and TensorBoard
+
+
+class Log:
+  """Where a run's numbers and pictures go: metrics.jsonl and TensorBoard events in its workdir.
+
+  Each line of metrics.jsonl is {"step": ..., name: number or null, ...}; null stands for NaN and infinity,
+  which JSON does not have. Disabled (as in all processes but the first), every method does nothing.
+  """
+
+  def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int = 0, enabled: bool = True):
+    self._lines = None
+    self._events = None
+    if not enabled:
+      return
+    from tensorboardX import SummaryWriter
+
+    self._path = Path(workdir) / "metrics.jsonl"
+    try:
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      _forget_after(self._path, resume_step)
+      self._lines = self._path.open("a", encoding="utf-8")
+      # TensorBoard hides what an earlier try logged at purge_step and later.
+      self._events = SummaryWriter(
+        str(self._path.parent / "tensorboard"),
+        purge_step=resume_step + 1 if resume_step else 0,
+        flush_secs=10,
+        filename_suffix=f".{resume_step}",  # files of one second would have one name
+      )
+    except OSError as error:
+      raise unwritable(self._path, error) from error
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    """Appends one line, and a TensorBoard scalar for each value."""
+    if self._lines is None or self._events is None:
+      return
+    row = {name: float(value) for name, value in values.items()}
+    finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
+    try:
+      self._lines.write(json.dumps({"step": int(step), **finite}, allow_nan=False) + "\n")
+      self._lines.flush()
+    except OSError as error:
+      raise unwritable(self._path, error) from error
+    for name, value in row.items():
+      if math.isfinite(value):
+        self._events.add_scalar(name, value, step)
+
+  def image(self, step: int, name: str, image: np.ndarray) -> None:
+    """Adds a u8[H,W,3] picture to TensorBoard."""
+    if self._events is not None:
+      self._events.add_image(name, np.asarray(image), step, dataformats="HWC")
+      self._events.flush()
+
+  def close(self) -> None:
+    """Flushes and closes; more than once is fine."""
+    if self._lines is not None:
+      self._lines.close()
+    if self._events is not None:
+      self._events.close()
+    self._lines = self._events = None
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exc_info: object) -> None:
+    self.close()
+
+
+def open_log(workdir: str | os.PathLike[str], *, resume_step: int = 0, enabled: bool = True) -> Log:
+  """Opens a run's log for steps after `resume_step`; what an earlier try logged beyond it is dropped."""
+  return Log(workdir, resume_step=resume_step, enabled=enabled)
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
+  """The rows of a metrics.jsonl, null read as NaN; a last line cut short by a kill is left out."""
+  return [
+    {name: math.nan if value is None else value for name, value in row.items()}
+    for row, _ in _rows(Path(path))
+  ]
+
+
+def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+  """Rows and their lines. Only the last line may be broken: anything else was not written by a Log."""
+  lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+  for number, line in enumerate(lines, 1):
+    try:
+      row = json.loads(line)
+      if not isinstance(row, dict) or "step" not in row:
+        raise ValueError("no step")
+    except ValueError as error:
+      if number == len(lines):
+        return
+      raise UserError(
+        f"line {number} of {path} is not a metrics row. Move the file away, or mend it."
+      ) from error
+    yield row, line
+
+
+def _forget_after(path: Path, step: int) -> None:
+  """Drops the rows after `step` (all of them for a fresh run at step 0) by replacing the file as a whole."""
+  if not path.exists():
+    return
+  kept = [line.rstrip("\n") + "\n" for row, line in _rows(path) if step and row["step"] <= step]
+  write_atomically(path, lambda file: file.write("".join(kept).encode()))
+
+
+# The loss curve
+
+
+def loss_curve(metrics_jsonl: str | os.PathLike[str], out_png: str | os.PathLike[str]) -> bool:
+  """Draws the loss (log scale, raw and smoothed), the learning rate and the gradient norm of a run.
+
+  Returns False, and draws nothing, if no loss was logged yet.
+  """
+  import matplotlib
+  from matplotlib.figure import Figure
+
+  rows = [row for row in read_metrics(metrics_jsonl) if "loss" in row]
+  if not rows:
+    return False
+  small = [
+    (name, text) for name, text in _PANELS if any(math.isfinite(row.get(name, math.nan)) for row in rows)
+  ]
+  with matplotlib.rc_context(_STYLE):
+    # A Figure of its own, not pyplot's: no global state, no display.
+    figure = Figure(figsize=(8, 4.2 + 1.2 * len(small)), dpi=120, layout="constrained")
+    axes = figure.subplots(
+      1 + len(small), 1, sharex=True, height_ratios=[3.2] + [1] * len(small), squeeze=False
+    )
+    top, *panels = axes[:, 0]
+    _draw(top, rows, "loss", "loss", log=True)
+    top.legend(loc="upper right", frameon=True, framealpha=0.9, edgecolor="none")
+    for axis, (name, text) in zip(panels, small, strict=True):
+      _draw(axis, rows, name, text, log=name == "grad_norm")
+    axes[-1, 0].set_xlabel("step")
+    write_atomically(out_png, lambda file: figure.savefig(file, format="png"))
+  return True
+
+
+_PANELS = (("grad_norm", "gradient norm"), ("learning_rate", "learning rate"))
+_BLUE, _RED = "#1f6fb4", "#c0392b"
+_STYLE: Any = {
+  "font.size": 10,
+  "axes.spines.top": False,
+  "axes.spines.right": False,
+  "axes.edgecolor": "#888888",
+  "axes.grid": True,
+  "grid.color": "#e6e6e6",
+  "axes.axisbelow": True,
+}
+
+
+def _draw(axis: Any, rows: list[dict[str, float]], name: str, text: str, log: bool) -> None:
+  from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+  steps = np.array([row["step"] for row in rows])
+  values = np.array([row.get(name, math.nan) for row in rows], float)
+  finite = np.isfinite(values)
+  x, y = steps[finite], values[finite]
+  log = log and bool((y > 0).all()) and len(y) > 0
+  if name == "learning_rate" or len(y) < 20:
+    axis.plot(x, y, color=_BLUE, linewidth=1.5, label=text, marker="o" if len(y) == 1 else None)
+  else:
+    axis.plot(x, y, color=_BLUE, alpha=0.25, linewidth=1, label=text)
+    smooth = np.exp(_smoothed(np.log(y))) if log else _smoothed(y)
+    axis.plot(x, smooth, color=_BLUE, linewidth=1.8, label="smoothed")
+  if name == "loss":
+    for step in steps[~finite][:1]:
+      axis.axvline(step, color=_RED, linestyle=":", label=f"not finite at {step:.0f}")
+  if log:
+    axis.set_yscale("log")
+    decades = np.log10(y.max() / y.min())
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,), numticks=20))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+  axis.set_ylabel(text)
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray:
+  """A centred Gaussian mean, about a fortieth of the points wide, over what there is at the ends."""
+  width = max(1.0, len(values) / 40)
+  reach = math.ceil(3 * width)
+  kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
+  sums, weights = (np.convolve(v, kernel)[reach : reach + len(v)] for v in (values, np.ones_like(values)))
+  return sums / weights

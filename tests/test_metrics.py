@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxdiff import metrics
+
+
+def test_means_over_what_each_step_reported():
+  window = metrics.Window()
+  window.push(1, {"loss": jnp.float32(1.0)})
+  window.push(2, {"loss": jnp.float32(3.0), "accuracy": jnp.float32(0.5)})
+  row = window.collect()
+  assert row == metrics.Row(2, {"loss": 2.0, "accuracy": 0.5}, None)
+  assert window.collect() is None
+
+
+def test_until_leaves_later_steps_for_the_next_row():
+  window = metrics.Window()
+  for step in range(1, 6):
+    window.push(step, {"loss": jnp.float32(step)})
+  assert window.collect(until=0) is None
+  assert window.collect(until=4) == metrics.Row(4, {"loss": 2.5}, None)
+  assert window.collect(until=4) is None
+  assert window.collect() == metrics.Row(5, {"loss": 5.0}, None)
+
+
+def test_one_fetch_for_an_interval_and_none_before():
+  fetches = []
+  window = metrics.Window(fetch=lambda rows: fetches.append(len(rows)) or jax.device_get(rows))
+  for step in range(10):
+    window.push(step, {"loss": jnp.float32(0), "grad_norm": jnp.float32(0)})
+  assert fetches == []
+  window.collect()
+  assert fetches == [10]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+def test_first_bad_step(name, bad):
+  window = metrics.Window()
+  for step in range(1, 6):
+    good = {"loss": jnp.float32(1), "grad_norm": jnp.float32(1), "other": jnp.float32("nan")}
+    window.push(step, good | ({name: jnp.float32(bad)} if step in (3, 5) else {}))
+  row = window.collect()
+  assert row is not None
+  assert row.first_bad_step == 3
+  assert row.step == 5
+
+
+def test_stopwatch_leaves_out_pauses(monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+  watch = metrics.Stopwatch(step=10)
+  now[0] += 4
+  with watch.paused():
+    now[0] += 1000
+  now[0] += 1
+  assert watch.rate(20) == pytest.approx(2.0)
+  now[0] += 2
+  assert watch.rate(30) == pytest.approx(5.0)

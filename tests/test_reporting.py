@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+import re
+import struct
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdiff import reporting
+from jaxdiff.errors import UserError
+
+
+@pytest.fixture
+def fresh_logger():
+  logger = logging.getLogger("jaxdiff")
+  before = logger.handlers[:], logger.level, logger.propagate
+  logger.handlers = []
+  yield logger
+  logger.handlers, logger.level, logger.propagate = before
+
+
+def lines(path):
+  def forbid(constant):
+    raise AssertionError(f"{constant} is not JSON")
+
+  return [json.loads(line, parse_constant=forbid) for line in path.read_text().splitlines()]
+
+
+def events(workdir):
+  """All TensorBoard events of a workdir, oldest file first."""
+  from tensorboardX.proto.event_pb2 import Event
+
+  found = []
+  for path in sorted((workdir / "tensorboard").glob("events.*")):
+    data = path.read_bytes()
+    while data:
+      (length,) = struct.unpack("<Q", data[:8])
+      found.append(Event.FromString(data[12 : 12 + length]))
+      data = data[16 + length :]
+  return found
+
+
+def test_log_writes_json_lines_and_tensorboard(tmp_path):
+  with reporting.open_log(tmp_path) as log:
+    log.scalars(10, {"loss": np.float32(0.5), "grad_norm": 2})
+    log.scalars(20, {"loss": 0.25})
+    assert lines(tmp_path / "metrics.jsonl")[-1] == {"step": 20, "loss": 0.25}  # readable while it runs
+    log.image(20, "samples", np.zeros((4, 6, 3), np.uint8))
+  log.close()
+  assert lines(tmp_path / "metrics.jsonl")[0] == {"step": 10, "loss": 0.5, "grad_norm": 2.0}
+  written = [(e.step, v.tag, v.WhichOneof("value")) for e in events(tmp_path) for v in e.summary.value]
+  assert (20, "loss", "simple_value") in written
+  assert (20, "samples", "image") in written
+
+
+def test_not_a_number_stays_valid_json(tmp_path):
+  with reporting.open_log(tmp_path) as log:
+    log.scalars(1, {"a": math.nan, "b": math.inf, "c": 1.0})
+  assert lines(tmp_path / "metrics.jsonl") == [{"step": 1, "a": None, "b": None, "c": 1.0}]
+  (row,) = reporting.read_metrics(tmp_path / "metrics.jsonl")
+  assert math.isnan(row["a"])
+
+
+@pytest.mark.parametrize("tail", ["", '{"step": 40, "lo', "\0\0\0\0"])
+def test_resuming_drops_what_lies_ahead(tmp_path, tail):
+  with reporting.open_log(tmp_path) as log:
+    for step in (10, 20, 30):
+      log.scalars(step, {"loss": step})
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write(tail)  # what a kill left
+  with reporting.open_log(tmp_path, resume_step=20) as log:
+    log.scalars(30, {"loss": 300})
+  assert [(row["step"], row["loss"]) for row in lines(tmp_path / "metrics.jsonl")] == [
+    (10, 10),
+    (20, 20),
+    (30, 300),
+  ]
+  starts = [e.step for e in events(tmp_path) if e.WhichOneof("what") == "session_log"]
+  assert starts == [0, 21]  # TensorBoard hides steps from 21 on of the files before
+
+
+def test_a_fresh_run_starts_a_fresh_log(tmp_path):
+  for _ in range(2):
+    with reporting.open_log(tmp_path, resume_step=0) as log:
+      log.scalars(0, {"loss": 1.0})
+  assert len(lines(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_a_foreign_file_is_not_thrown_away(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text("my notes\nabout this run\n")
+  with pytest.raises(UserError, match=r"line 1 of .*metrics\.jsonl"):
+    reporting.open_log(tmp_path, resume_step=5)
+  assert (tmp_path / "metrics.jsonl").read_text() == "my notes\nabout this run\n"
+
+
+def test_disabled_log_leaves_no_trace(tmp_path):
+  with reporting.open_log(tmp_path / "run", enabled=False) as log:
+    log.scalars(1, {"loss": 1.0})
+    log.image(1, "samples", np.zeros((2, 2, 3), np.uint8))
+  assert not (tmp_path / "run").exists()
+
+
+def test_workdir_that_cannot_be_written(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(UserError, match="cannot write"):
+    reporting.open_log(tmp_path / "file" / "run")
+
+
+def test_logging_is_plain_and_quiets_the_libraries(fresh_logger, monkeypatch):
+  monkeypatch.setattr(sys, "stderr", io.StringIO())
+  reporting.setup_logging()
+  reporting.setup_logging("info")
+  fresh_logger.info("step %d", 3)
+  fresh_logger.warning("slow disk")
+  fresh_logger.debug("unseen")
+  logging.getLogger("absl").info("chatter")
+  assert sys.stderr.getvalue() == "step 3\nwarning: slow disk\n"
+  assert not logging.getLogger("orbax").isEnabledFor(logging.INFO)
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def test_bar_on_a_terminal(monkeypatch):
+  monkeypatch.setattr(sys, "stderr", Terminal())
+  monkeypatch.setenv("COLUMNS", "120")
+  with reporting.progress(1500, 500) as bar:
+    bar.show(loss=0.123456, grad_norm=1.5, images_per_s=12345.6)
+    bar.update(250)
+  last = sys.stderr.getvalue().strip().split("\r")[-1]
+  assert last.startswith("train  50%|")
+  for text in ("750/1500", "loss 0.1235", "grad_norm 1.5", "12,346 images/s"):
+    assert text in last
+  assert re.search(r"\d\d:\d\d left", last)
+
+
+def test_plain_lines_elsewhere(monkeypatch, fresh_logger):
+  now = [0.0]
+  monkeypatch.setattr(reporting.time, "monotonic", lambda: now[0])
+  monkeypatch.setattr(sys, "stderr", io.StringIO())
+  reporting.setup_logging()
+  with reporting.progress(1000, 100) as bar:
+    for step in range(101, 1001):
+      now[0] += 0.125
+      bar.show(loss=1 / step)
+      bar.update()
+  told = sys.stderr.getvalue().splitlines()
+  assert len(told) == 8  # 112.5 seconds, a line every 15 and one at the end
+  assert told[0].startswith("train 220/1000")
+  assert told[0].endswith("01:37 left")
+  assert told[-1].startswith("train 1000/1000")
+  assert told[-1].endswith("00:00 left")
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_disabled_progress_is_silent(monkeypatch, fresh_logger, stream):
+  monkeypatch.setattr(sys, "stderr", stream())
+  reporting.setup_logging()
+  with reporting.progress(10, enabled=False) as bar:
+    bar.show(loss=1.0)
+    bar.update(10)
+  assert not sys.stderr.getvalue()
+
+
+def write_metrics(path, rows):
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_loss_curve(tmp_path):
+  import matplotlib
+
+  before = dict(matplotlib.rcParams)
+  source, target = tmp_path / "metrics.jsonl", tmp_path / "loss.png"
+  heights = []
+  for extra in ({}, {"grad_norm": 1.0}, {"grad_norm": 1.0, "learning_rate": 1e-3}):
+    write_metrics(source, [{"step": step, "loss": 1 / step, **extra} for step in range(1, 60)])
+    assert reporting.loss_curve(source, target)
+    heights.append(Image.open(target).height)
+  assert heights[0] < heights[1] < heights[2]  # a panel for each
+  assert dict(matplotlib.rcParams) == before
+  assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+@pytest.mark.parametrize(
+  "losses", [[1.0], [0.0, 1.0], [-1.0, 1.0], [None], [1.0, 0.5, None], [3.0] * 30, [1e-30, 1e30] * 20]
+)
+def test_loss_curve_of_odd_runs(tmp_path, losses):
+  source, target = tmp_path / "metrics.jsonl", tmp_path / "loss.png"
+  write_metrics(source, [{"step": step, "loss": loss} for step, loss in enumerate(losses)])
+  assert reporting.loss_curve(source, target)
+  assert np.asarray(Image.open(target)).std() > 0
+
+
+def test_no_loss_no_curve(tmp_path):
+  write_metrics(tmp_path / "metrics.jsonl", [{"step": 1, "accuracy": 0.5}])
+  assert not reporting.loss_curve(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+  assert not (tmp_path / "loss.png").exists()
