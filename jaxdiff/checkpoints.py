@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import orbax.checkpoint as ocp
@@ -21,7 +21,7 @@ from jaxdiff.types import PyTree
 
 logger = logging.getLogger("jaxdiff")
 
-Manager = ocp.CheckpointManager
+Manager: TypeAlias = ocp.CheckpointManager
 FOLDER = "checkpoints"
 
 

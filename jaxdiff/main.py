@@ -65,6 +65,9 @@ MODES: dict[str, Callable[[Any, Path, argparse.Namespace], None]] = {
 }
 
 
+OF_A_RUN = ("sample",)  # modes that work on what a run has left
+
+
 def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
   parser = argparse.ArgumentParser(
     prog="python -m jaxdiff.main",
@@ -82,18 +85,24 @@ def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _resolve(flags: argparse.Namespace, overrides: list[str]) -> tuple[Any, Path]:
-  """The config, from its file or else from the workdir's config.json, with the overrides applied; and the workdir."""
+  """The config with the overrides applied, and the workdir.
+
+  Training reads the config file; what is done with a trained model reads the config that the workdir keeps.
+  """
   if flags.config:
     config = configuration.load(flags.config)
-  elif flags.workdir is None:
-    raise UserError("give a config, as in --config configs/dit_cfg.py, or the --workdir of an earlier run.")
+    workdir = Path(flags.workdir or Path("checkpoints") / config.name)
+  elif flags.workdir:
+    config, workdir = None, Path(flags.workdir)
   else:
-    saved = Path(flags.workdir) / "config.json"
-    if not saved.is_file():
-      raise UserError(f"there is no run in {flags.workdir!r} (no config.json). Give --config, or another --workdir.")
+    raise UserError("give a config, as in --config configs/dit_cfg.py, or the --workdir of an earlier run.")
+  saved = workdir / "config.json"
+  if config is None and not saved.is_file():
+    raise UserError(f"there is no run in {str(workdir)!r} (no config.json). Give --config, or another --workdir.")
+  if config is None or (flags.mode in OF_A_RUN and saved.is_file()):
     config = configuration.from_json(saved.read_text())
   configuration.override(config, overrides)
-  return config, Path(flags.workdir or Path("checkpoints") / config.name)
+  return config, workdir
 
 
 def _cache_dir() -> Path:

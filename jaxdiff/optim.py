@@ -15,7 +15,7 @@ from jaxdiff.types import Array, PyTree
 class ParamsEmaState(NamedTuple):
   """State of `params_ema`."""
 
-  count: Array  # i32[], updates applied so far
+  count: Array  # type: ignore[assignment]  # i32[], updates applied so far
   ema_params: PyTree  # like params, in their dtype: the average that sampling and scoring use
 
 
@@ -52,7 +52,7 @@ def params_ema(decay: float, start_step: int = 0) -> optax.GradientTransformatio
 class ScheduledState(NamedTuple):
   """State of `scale_by_schedule`."""
 
-  count: Array  # i32[], updates applied so far
+  count: Array  # type: ignore[assignment]  # i32[], updates applied so far
   learning_rate: Array  # f32[], the rate of the last update, for the logs
 
 

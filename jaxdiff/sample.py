@@ -69,8 +69,12 @@ def make_draw(config: Any, task: Task, place: Callable[[PyTree], PyTree]) -> Dra
   shape = (config.data.image_size, config.data.image_size, config.data.channels)
   is_guided = s.guidance != 1  # without guidance at half the cost
 
+  denoiser = task.denoiser
+  if denoiser is None:
+    raise UserError(f"the task {config.task!r} (config.task) draws no images.")
+
   def solve(params, state, key, rows, scale, arguments, record):
-    denoise = task.denoiser(params, state)
+    denoise = denoiser(params, state)
     if is_guided:
       denoise = guidance.classifier_free(denoise, scale)
     if s.clip:
@@ -78,8 +82,8 @@ def make_draw(config: Any, task: Task, place: Callable[[PyTree], PyTree]) -> Dra
     keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)), out_axes=1)(rows["index"])
     z = schedule.sigma(jnp.float32(times[0])) * samplers.noise_like(keys[0], jnp.zeros((keys.shape[1], *shape)))
     sampler = samplers.SAMPLERS[name](**arguments)
-    out = samplers.sample(sampler, schedule, denoise, keys[1], z, times, Cond(rows["label"]), record)
-    return pixels.to_uint8(out[1] if record else out)
+    solver = samplers.path if record else samplers.sample
+    return pixels.to_uint8(solver(sampler, schedule, denoise, keys[1], z, times, Cond(rows["label"])))
 
   solve = jax.jit(solve, static_argnames="record")
 

@@ -32,7 +32,7 @@ def make_train_step(task: Task, tx: optax.GradientTransformation) -> TrainStep:
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     metrics = metrics | {
       "loss": value,
-      "grad_norm": optax.global_norm(grads),
+      "grad_norm": optax.tree.norm(grads),
       "learning_rate": optax.tree.get(opt_state, "learning_rate"),
     }
     params = optax.apply_updates(state.params, updates)

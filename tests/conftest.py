@@ -1,6 +1,23 @@
-"""Four simulated devices for every test in this process; tests of what a user sees start subprocesses without them."""
+"""Four simulated devices for every test in this process; tests of what a user sees start subprocesses without them.
+
+What is compiled is kept for the session, in a folder of its own: many tests compile the same tiny step.
+"""
 
 import os
+import tempfile
+
+import pytest
+
+_CACHE = tempfile.TemporaryDirectory(prefix="jaxdiff-tests-")
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch):
+  """Commands are given as a user gives them, from the folder that holds configs/."""
+  monkeypatch.chdir(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

@@ -71,25 +71,41 @@ def sample(
   z: Array,
   times: np.ndarray | Array,
   cond: Cond,
-  record: bool = False,
-) -> Array | tuple[Array, Array]:
+) -> Array:
   """Solves the reverse process from z at times[0] to times[-1]: one `lax.scan`, one compilation per grid length.
 
   Shapes: z: f32[B,H,W,C]; times: [N+1], decreasing; key: one typed key, or one for each example ([B]; then an image
-  does not depend on the batch it is drawn in).  Returns f32[B,H,W,C], with record=True also the path
-  f32[N+1,B,H,W,C] from z to the result.
+  does not depend on the batch it is drawn in).  Returns f32[B,H,W,C].
   """
+  return _solve(sampler, schedule, denoise, key, z, times, cond, keep=lambda z: None)[0]
+
+
+def path(
+  sampler: Sampler,
+  schedule: NoiseSchedule,
+  denoise: Denoiser,
+  key: Array,
+  z: Array,
+  times: np.ndarray | Array,
+  cond: Cond,
+) -> Array:
+  """As `sample`, but returns where z has been at each of the times: f32[N+1,B,H,W,C], from z itself to the result."""
+  _, visited = _solve(sampler, schedule, denoise, key, z, times, cond, keep=lambda z: z)
+  return jnp.concatenate([z[None], visited])
+
+
+def _solve(sampler, schedule, denoise, key, z, times, cond, keep):
   times = jnp.asarray(times, jnp.float32)
 
-  def body(loop: tuple[Array, PyTree], now: tuple[Array, Array, Array]) -> tuple[tuple[Array, PyTree], Array | None]:
+  def body(loop, now):
     z, carry = loop
     i, t, s = now
     z, carry = sampler.step(_fold_in(key, i), z, carry, t, s, cond, denoise, schedule)
-    return (z, carry), z if record else None
+    return (z, carry), keep(z)
 
   steps = (jnp.arange(times.size - 1), times[:-1], times[1:])
-  (last, _), path = jax.lax.scan(body, (z, sampler.init(z)), steps)
-  return (last, jnp.concatenate([z[None], path])) if record else last
+  (last, _), kept = jax.lax.scan(body, (z, sampler.init(z)), steps)
+  return last, kept
 
 
 def noise_like(key: Array, z: Array) -> Array:

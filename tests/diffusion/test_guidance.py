@@ -33,11 +33,9 @@ def test_scale_one_is_conditional_and_zero_unconditional_bit_for_bit(scale):
 def test_the_same_holds_for_whole_trajectories_to_the_last_step(scale):
   key, times = jax.random.key(1), samplers.time_grid(5)
   plain = COND if scale else COND.replace(label=jnp.full((3,), NULL_LABEL))
-  guided = samplers.sample(
-    samplers.ddim(), SCHEDULE, guidance.classifier_free(toy, scale), key, Z, times, COND, record=True
-  )
-  wanted = samplers.sample(samplers.ddim(), SCHEDULE, toy, key, Z, times, plain, record=True)
-  assert (guided[1] == wanted[1]).all()
+  guided = samplers.path(samplers.ddim(), SCHEDULE, guidance.classifier_free(toy, scale), key, Z, times, COND)
+  wanted = samplers.path(samplers.ddim(), SCHEDULE, toy, key, Z, times, plain)
+  assert (guided == wanted).all()
 
 
 def test_guidance_extrapolates_and_keeps_x_and_eps_consistent():

@@ -11,11 +11,11 @@ SCHEDULE = schedules.cosine()
 COND = Cond(jnp.zeros((1,), jnp.int32))
 
 
-def solve(sampler, num_steps, z, key=0, schedule=SCHEDULE, **options):
+def solve(sampler, num_steps, z, key=0, schedule=SCHEDULE, times=None, function=samplers.sample):
   cond = Cond(jnp.zeros((len(z),), jnp.int32))
-  times = options.pop("times", samplers.time_grid(num_steps))
+  times = samplers.time_grid(num_steps) if times is None else times
   key = jax.random.key(key) if isinstance(key, int) else key
-  return samplers.sample(sampler, schedule, gaussian.denoiser(schedule), key, z, times, cond, **options)
+  return function(sampler, schedule, gaussian.denoiser(schedule), key, z, times, cond)
 
 
 @pytest.mark.parametrize("schedule", [schedules.cosine(), schedules.linear(), schedules.rectified_flow()])
@@ -41,8 +41,8 @@ def test_samples_have_the_datas_mean_and_variance(sampler):
 
 def test_ddim_with_eta_one_is_ddpm():
   z = jax.random.normal(jax.random.key(1), (4, 3, 3, 2))
-  ddpm = solve(samplers.ddpm(), 10, z, record=True)[1]
-  ddim = solve(samplers.ddim(eta=1.0), 10, z, record=True)[1]
+  ddpm = solve(samplers.ddpm(), 10, z, function=samplers.path)
+  ddim = solve(samplers.ddim(eta=1.0), 10, z, function=samplers.path)
   np.testing.assert_allclose(ddim, ddpm, atol=2e-5)
 
 
@@ -83,7 +83,7 @@ def test_an_image_does_not_depend_on_the_batch_it_is_drawn_in(name):
 
 def test_the_path_runs_from_the_noise_to_the_result():
   z = jax.random.normal(jax.random.key(0), (2, 3, 3, 1))
-  out, path = solve(samplers.ddim(), 7, z, record=True)
+  out, path = solve(samplers.ddim(), 7, z), solve(samplers.ddim(), 7, z, function=samplers.path)
   assert path.shape == (8, 2, 3, 3, 1)
   assert (path[0] == z).all() and (path[-1] == out).all()
 

@@ -1,0 +1,94 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff import optim, tasks
+from jaxdiff.tasks import denoise
+from jaxdiff.types import NULL_LABEL, Cond
+from tests import small
+
+
+def test_labels_are_dropped_at_the_rate_asked_for():
+  label, index = jnp.full((20_000,), 3), jnp.arange(20_000, dtype=jnp.uint32)
+  dropped = denoise.drop_labels(label, 0.1, jax.random.key(0), index) == NULL_LABEL
+  assert float(dropped.mean()) == pytest.approx(0.1, abs=4 * (0.09 / 20_000) ** 0.5)
+
+
+@pytest.mark.parametrize(("rate", "kept"), [(0.0, 1.0), (1.0, 0.0)])
+def test_the_extreme_rates_are_exact(rate, kept):
+  label = jnp.arange(1000)
+  out = denoise.drop_labels(label, rate, jax.random.key(0), label.astype(jnp.uint32))
+  assert float((out == label).mean()) == kept
+
+
+def test_a_dropped_label_depends_on_key_and_index_alone():
+  index = jnp.arange(500, dtype=jnp.uint32)
+  whole = denoise.drop_labels(jnp.zeros(500, jnp.int32), 0.3, jax.random.key(1), index)
+  order = np.random.default_rng(0).permutation(500)[:100]
+  part = denoise.drop_labels(jnp.zeros(100, jnp.int32), 0.3, jax.random.key(1), index[order])
+  assert (part == whole[order]).all()
+  other = denoise.drop_labels(jnp.zeros(500, jnp.int32), 0.3, jax.random.key(2), index)
+  assert 100 < int((other != whole).sum()) < 320
+
+
+@pytest.fixture(scope="module")
+def made():
+  config = small.config("dit")
+  task = tasks.make(config, optim.make_optimizer(config.optim, config.train.steps))
+  return config, task, tasks.initial_state(config, task)
+
+
+def batch_of(index):
+  image = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8)[np.asarray(index) % 64]
+  return {"image": image, "label": np.asarray(index, np.int32) % 10, "index": np.asarray(index, np.uint32)}
+
+
+def test_the_loss_of_an_example_does_not_depend_on_its_batch(made):
+  _, task, state = made
+  loss = jax.jit(lambda batch, key: task.loss(state.params, state, batch, key)[0])
+  key, indices = jax.random.key(3), [5, 9, 2]
+  alone = [float(loss(batch_of([i]), key)) for i in indices]
+  assert float(loss(batch_of(indices), key)) == pytest.approx(np.mean(alone), rel=1e-5)
+  assert len(set(alone)) == 3
+
+
+def test_a_fresh_network_says_nothing_so_the_loss_is_that_of_zero(made):
+  """adaLN-Zero: the output is 0 at first, so the loss is the mean of v^2, alpha^2 E[eps^2] + sigma^2 E[x^2]."""
+  _, task, state = made
+  loss, metrics = task.loss(state.params, state, batch_of(range(64)), jax.random.key(0))
+  assert 0.5 < float(loss) < 0.9
+  assert metrics == {}
+
+
+def test_the_denoiser_explains_z(made):
+  _, task, state = made
+  z, t = jax.random.normal(jax.random.key(0), (4, 8, 8, 1)), jnp.asarray([0.1, 0.4, 0.7, 1.0])
+  prediction = task.denoiser(state.params, state)(z, t, Cond(jnp.asarray([0, 1, NULL_LABEL, 9])))
+  from jaxdiff.diffusion import schedules
+
+  alpha, sigma = schedules.alpha_sigma(schedules.cosine(), t)
+  np.testing.assert_allclose(alpha * prediction.x + sigma * prediction.eps, z, atol=1e-5)
+
+
+def test_the_initial_state_is_a_function_of_the_seed(made):
+  config, task, state = made
+  again = tasks.initial_state(config, task)
+  assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), state.params, again.params))
+  other = tasks.initial_state(small.config("dit", "seed=1"), task)
+  assert not jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), state.params, other.params))
+
+
+def test_unknown_names_in_a_config_are_told():
+  from jaxdiff.errors import UserError
+
+  for line, message in (
+    ("diffusion.schedule=cosin", "unknown schedule 'cosin'. Did you mean 'cosine'"),
+    ("diffusion.parameterization=epsilon", "unknown parameterization 'epsilon'. Did you mean 'eps'"),
+    ("diffusion.weighting=min_snr(gama=3)", "unknown argument of weighting 'min_snr': 'gama'. Did you mean 'gamma'"),
+    ("task=denois", "unknown task 'denois'. Did you mean 'denoise'"),
+  ):
+    with pytest.raises(UserError) as told:
+      config = small.config("dit", line)
+      tasks.make(config, optim.make_optimizer(config.optim, 1))
+    assert message in str(told.value)

@@ -1,0 +1,128 @@
+import pytest
+
+from jaxdiff import configuration
+from jaxdiff.diffusion import losses, samplers
+from jaxdiff.errors import UserError
+
+DIT = "configs/dit_cfg.py"
+
+
+@pytest.fixture
+def config():
+  return configuration.load(DIT)
+
+
+@pytest.mark.parametrize(
+  "spec",
+  [f"configs/{file}_cfg.py:{preset}" for file in ("dit", "unet") for preset in ("", "digits", "fashion_mnist", "cifar10", "imagenet64")]
+  + [f"{DIT}:imagenet256_latent_xl2"],
+)
+def test_every_preset_loads_and_is_locked(spec):
+  config = configuration.load(spec)
+  file, preset = spec.split("/")[1].split("_cfg.py:")
+  assert config.name == f"{file}_{preset or 'digits'}"
+  with pytest.raises(AttributeError):
+    config.new_key = 1
+
+
+@pytest.mark.parametrize(
+  ("argument", "key", "value"),
+  [
+    ("--config.train.steps=500", "train.steps", 500),
+    ("--config.optim.learning_rate=3e-4", "optim.learning_rate", 3e-4),
+    ("--config.optim.learning_rate=1", "optim.learning_rate", 1.0),
+    ("--config.data.random_flip=True", "data.random_flip", True),
+    ("--config.sample.clip=false", "sample.clip", False),
+    ("--config.sample.labels=0,1,2", "sample.labels", (0, 1, 2)),
+    ("--config.sample.labels=3", "sample.labels", (3,)),
+    ("--config.sample.labels=(4, 5)", "sample.labels", (4, 5)),
+    ("--config.data.source=folder:/a=b", "data.source", "folder:/a=b"),
+    ("--config.seed=7", "seed", 7),
+  ],
+)
+def test_overrides_take_the_type_of_what_they_replace(config, argument, key, value):
+  configuration.override(config, [argument])
+  got = configuration.flatten(config)[key]
+  assert got == value and type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+  ("argument", "message"),
+  [
+    ("--config.model.widht=3", "there is no config.model.widht. Did you mean config.model.width?"),
+    ("--config.trian.steps=3", "Did you mean config.train.steps?"),
+    ("--config.train.steps=abc", "config.train.steps takes a whole number (now 1200), not 'abc'."),
+    ("--config.train.steps=2.5", "config.train.steps takes a whole number"),
+    ("--config.sample.clip=maybe", "config.sample.clip takes true or false (now True), not 'maybe'."),
+    ("--config.sample.labels=a,b", "config.sample.labels takes a list as in 0,1,2"),
+    ("--config.optim.learning_rate=fast", "config.optim.learning_rate takes a number"),
+    ("--config.model=3", "config.model is a section, not a value. It holds model."),
+    ("--config.train.steps", "Overrides are written --config.train.steps=500."),
+    ("--steps=3", "cannot read the argument '--steps=3'"),
+    ("stray", "cannot read the argument 'stray'"),
+  ],
+)
+def test_a_wrong_override_is_one_line_that_names_the_right_one(config, argument, message):
+  before = configuration.to_json(config)
+  with pytest.raises(UserError) as told:
+    configuration.override(config, [argument])
+  assert message in str(told.value) and "\n" not in str(told.value)
+  assert configuration.to_json(config) == before
+
+
+@pytest.mark.parametrize(
+  ("spec", "message"),
+  [
+    ("configs/dit.py", "there is no config file 'configs/dit.py' (--config). Did you mean configs/dit_cfg.py?"),
+    (f"{DIT}:fashion", "unknown preset 'fashion'. Did you mean 'fashion_mnist'? Known: cifar10, digits"),
+    ("jaxdiff/errors.py", "has no get_config(preset) function"),
+    ("README.md", "is not a Python file"),
+  ],
+)
+def test_a_wrong_config_file_is_told(spec, message):
+  with pytest.raises(UserError) as told:
+    configuration.load(spec)
+  assert message in str(told.value)
+
+
+def test_linked_values_follow_each_other(config):
+  configuration.override(config, ["--config.data.channels=3"])
+  assert config.model.channels == 3
+
+
+def test_json_round_trip_keeps_every_value_and_type(config):
+  configuration.override(config, ["--config.sample.labels=1,2"])
+  again = configuration.from_json(configuration.to_json(config))
+  before, after = configuration.flatten(config), configuration.flatten(again)
+  assert before == after
+  assert {k: type(v) for k, v in before.items()} == {k: type(v) for k, v in after.items()}
+  configuration.override(again, ["--config.sample.labels=5"])
+  with pytest.raises(UserError):
+    configuration.override(again, ["--config.nothing=5"])
+
+
+def test_differences_name_keys_and_both_values(config):
+  other = configuration.load(DIT)
+  configuration.override(other, ["--config.optim.ema_decay=0.9", "--config.sample.num=3", "--config.seed=4"])
+  assert configuration.differences(config, other, ignore=("sample",)) == [
+    "optim.ema_decay: 0.995 -> 0.9",
+    "seed: 0 -> 4",
+  ]
+  assert configuration.differences(config, configuration.from_json(configuration.to_json(config))) == []
+
+
+def test_specs_are_calls_with_checked_names():
+  assert configuration.parse_call("ddim", samplers.SAMPLERS, "sampler") == ("ddim", {})
+  assert configuration.parse_call("ddim(eta=0.5)", samplers.SAMPLERS, "sampler") == ("ddim", {"eta": 0.5})
+  assert float(configuration.build("min_snr(gamma=2)", losses.WEIGHTINGS, "weighting")(7.0)) == 2
+  for spec, message in (
+    ("dimm", "unknown sampler 'dimm'. Did you mean 'ddim'? Known: ddim, ddpm."),
+    ("ddim(0.5)", "cannot read the sampler 'ddim(0.5)'"),
+    ("ddim(eta=open('x'))", "cannot read the sampler"),
+    ("os.remove(path='x')", "cannot read the sampler"),
+    ("ddim(eta=", "cannot read the sampler"),
+    ("ddim(teta=1)", "unknown argument of sampler 'ddim': 'teta'. Did you mean 'eta'?"),
+  ):
+    with pytest.raises(UserError) as told:
+      configuration.parse_call(spec, samplers.SAMPLERS, "sampler")
+    assert message in str(told.value)

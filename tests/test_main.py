@@ -1,0 +1,183 @@
+"""The command line: what a user types, in this process; for signals and exit codes see test_processes.py."""
+
+import json
+import logging
+import os
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdiff import checkpoints, configuration, optim, tasks
+from jaxdiff.main import main
+from tests import small
+
+
+def run(*arguments, capsys=None):
+  status = main([*arguments])
+  return status, capsys.readouterr().err if capsys else ""
+
+
+def train(workdir, *arguments, name="dit", capsys=None):
+  tiny = [f"--{line}" for line in small.arguments(name)]
+  return run("--config", f"configs/{name}_cfg.py", "--workdir", str(workdir), *tiny, *arguments, capsys=capsys)
+
+
+def last_state(workdir):
+  """The newest checkpoint's state as NumPy arrays."""
+  config = configuration.from_json((workdir / "config.json").read_text())
+  task = tasks.make(config, optim.make_optimizer(config.optim, config.train.steps))
+  abstract = jax.eval_shape(lambda: tasks.initial_state(config, task))
+  state, _ = checkpoints.restore(checkpoints.open_manager(workdir), abstract)
+  return jax.tree.map(np.asarray, state.replace(rng=jax.random.key_data(state.rng)))
+
+
+def equal(a, b):
+  return jax.tree.all(jax.tree.map(lambda x, y: x.dtype == y.dtype and bool((x == y).all()), a, b))
+
+
+@pytest.fixture(scope="module", params=["dit", "unet"])
+def trained(request, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp(request.param)
+  os.chdir(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+  assert train(workdir, name=request.param)[0] == 0
+  return request.param, workdir
+
+
+def test_training_leaves_what_it_promises(trained):
+  _, workdir = trained
+  for name in ("config.json", "metrics.jsonl", "loss.png", "denoising.png", "samples/0000003.png", "samples/0000006.png"):
+    assert (workdir / name).stat().st_size > 0, name
+  assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [4, 6]
+  assert list((workdir / "tensorboard").glob("events*"))
+  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  assert rows[-1]["step"] == 6
+  assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
+  assert {"loss", "grad_norm", "learning_rate", "images_per_s"} <= set(rows[0])
+
+
+def test_a_complete_run_started_again_changes_nothing(trained, capsys):
+  name, workdir = trained
+  before = last_state(workdir)
+  status, text = train(workdir, name=name, capsys=capsys)
+  assert status == 0 and "This run is complete: 6 of 6 steps" in text
+  assert equal(before, last_state(workdir))
+
+
+def test_sampling_needs_the_workdir_alone(trained, capsys):
+  _, workdir = trained
+  status, text = run(
+    "--mode", "sample", "--workdir", str(workdir), "--config.sample.num=7", "--config.sample.labels=3,1",
+    "--config.sample.batch_size=4", capsys=capsys,
+  )  # fmt: skip
+  assert status == 0, text
+  arrays = np.load(workdir / "samples.npz", allow_pickle=False)
+  assert arrays["arr_0"].shape == (7, 8, 8, 1) and arrays["arr_0"].dtype == np.uint8
+  assert arrays["arr_1"].tolist() == [3, 1, 3, 1, 3, 1, 3]
+  assert (workdir / "samples.png").stat().st_size > 0
+
+
+def test_images_do_not_depend_on_the_batch_size_but_on_the_seed(trained):
+  _, workdir = trained
+  drawn = {}
+  for key, options in {
+    "4": ["--config.sample.batch_size=4"],
+    "12": ["--config.sample.batch_size=12"],
+    "seed": ["--config.sample.batch_size=4", "--config.sample.seed=1"],
+    "guided": ["--config.sample.batch_size=4", "--config.sample.guidance=1000"],
+  }.items():
+    assert run("--mode", "sample", "--workdir", str(workdir), "--config.sample.num=12", *options)[0] == 0
+    drawn[key] = np.load(workdir / "samples.npz")["arr_0"].astype(int)
+  assert np.abs(drawn["4"] - drawn["12"]).max() <= 1  # float rounding of another batch shape, then uint8
+  assert (drawn["seed"] != drawn["4"]).mean() > 0.1
+  assert (drawn["guided"] != drawn["4"]).any()
+
+
+def test_a_changed_config_is_refused_and_can_be_insisted_on(tmp_path, capsys):
+  assert train(tmp_path, "--config.train.steps=2", capsys=capsys)[0] == 0
+  status, text = train(tmp_path, "--config.train.steps=4", "--config.optim.ema_decay=0.9", capsys=capsys)
+  assert status == 2
+  assert "optim.ema_decay: 0.995 -> 0.9; train.steps: 2 -> 4" in text and "--allow_config_change" in text
+  assert train(tmp_path, "--config.train.steps=4", "--allow_config_change")[0] == 0
+  assert last_state(tmp_path).step == 4
+  assert configuration.from_json((tmp_path / "config.json").read_text()).train.steps == 4
+
+
+def test_a_truncated_newest_checkpoint_costs_only_its_steps(tmp_path, capsys):
+  assert train(tmp_path)[0] == 0
+  wanted = last_state(tmp_path)
+  for root, _, files in os.walk(tmp_path / "checkpoints" / "6"):
+    for name in files:
+      os.truncate(os.path.join(root, name), os.path.getsize(os.path.join(root, name)) // 2)
+  status, text = train(tmp_path, capsys=capsys)
+  assert status == 0 and "The checkpoint of step 6 is damaged" in text
+  assert equal(last_state(tmp_path), wanted)
+  steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert steps == sorted(set(steps)) and steps[-1] == 6
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, capsys):
+  status, text = train(
+    tmp_path, "--config.optim.learning_rate=1e30", "--config.optim.clip_norm=0", "--config.train.checkpoint_every=1",
+    "--config.optim.warmup_steps=0", capsys=capsys,
+  )  # fmt: skip
+  assert status == 2
+  step = int(re.search(r"is not finite at step (\d+)\. The last good checkpoint is step (\d+)", text)[1])
+  assert step == 2
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(last_state(tmp_path).params))
+  assert "config.optim.learning_rate" in text and "Traceback" not in text
+
+
+@pytest.mark.parametrize("strategy", ["mesh", "pmap"])
+def test_pmap_and_mesh_resume_each_others_runs(tmp_path, strategy):
+  other = {"mesh": "pmap", "pmap": "mesh"}[strategy]
+  assert train(tmp_path, f"--config.parallel.strategy={strategy}", "--config.train.steps=2")[0] == 0
+  status, _ = train(tmp_path, f"--config.parallel.strategy={other}", "--config.train.steps=4", "--allow_config_change")
+  assert status == 0 and last_state(tmp_path).step == 4
+
+
+BAD = {
+  "unknown dataset": (["--config.data.source=digitz"], "digits"),
+  "empty folder": (["--config.data.source=folder:{tmp}/empty"], "{tmp}/empty"),
+  "label outside": (["--config.sample.labels=3,12"], "label 12 (config.sample.labels) is not one of this model's 10 classes"),
+  "classes": (["--config.model.num_classes=5"], "config.model.num_classes"),
+  "patch": (["--config.data.image_size=9", "--config.train.batch_size=8"], "image size 9 is not divisible by patch size 2"),
+  "batch": (["--config.train.batch_size=6"], "batch size 6 (config.train.batch_size) is not divisible by 4 devices. Use 8."),
+  "more than data": (["--config.train.batch_size=4000"], "1797"),
+  "workdir": (["--workdir", "{tmp}/file/run"], "cannot write to the workdir"),
+  "no dropout": (["--config.diffusion.label_dropout=0"], "guidance 1.5 (config.sample.guidance) needs a model trained with label dropout"),
+  "sampler": (["--config.sample.sampler=dddim"], "unknown sampler 'dddim'. Did you mean 'ddim'?"),
+  "grid": (["--config.sample.grid=unifrom"], "Did you mean 'uniform'?"),
+  "mode": (["--mode", "trian"], "unknown mode 'trian'. Did you mean 'train'?"),
+  "steps": (["--config.sample.steps=0"], "config.sample.steps is 0; it must be at least 1."),
+  "model": (["--config.model.name=dot"], "'dot'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line_and_status_2(case, tmp_path, capsys):
+  arguments, message = BAD[case]
+  (tmp_path / "empty").mkdir()
+  (tmp_path / "file").write_text("")
+  fill = lambda text: text.replace("{tmp}", str(tmp_path))  # noqa: E731
+  status, text = train(tmp_path / "run", *map(fill, arguments), capsys=capsys)
+  assert status == 2
+  lines = [line for line in text.splitlines() if line.startswith("jaxdiff: ")]
+  assert len(lines) == 1 and fill(message) in lines[0], text
+  assert "Traceback" not in text
+
+
+def test_the_unets_depth_and_an_image_that_does_not_fit_it(tmp_path, capsys):
+  status, text = train(tmp_path, "--config.data.image_size=9", name="unet", capsys=capsys)
+  assert status == 2 and "image size 9 is not divisible by" in text
+
+
+def test_sampling_where_there_is_nothing(tmp_path, capsys):
+  status, text = run("--mode", "sample", "--workdir", str(tmp_path), capsys=capsys)
+  assert status == 2 and "there is no run in" in text
+  (tmp_path / "config.json").write_text(configuration.to_json(small.config("dit")))
+  status, text = run("--mode", "sample", "--workdir", str(tmp_path), capsys=capsys)
+  assert status == 2 and "there is no checkpoint in" in text
+  status, text = run("--mode", "sample", capsys=capsys)
+  assert status == 2 and "give a config" in text

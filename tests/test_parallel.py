@@ -1,0 +1,109 @@
+"""One train step under every strategy: the same run on one device and on four."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff import optim, parallel, tasks
+from jaxdiff.errors import UserError
+from jaxdiff.train_step import make_train_step
+from tests import small
+
+CONFIG = small.config("dit", "optim.clip_norm=0.5")
+
+
+def batch_of(step, size=8):
+  rng = np.random.default_rng(step)
+  return {
+    "image": rng.integers(0, 256, (size, 8, 8, 1), np.uint8),
+    "label": rng.integers(0, 10, size).astype(np.int32),
+    "index": np.arange(step * size, (step + 1) * size, dtype=np.uint32),
+  }
+
+
+def run(name, devices, steps=4, fsdp=1):
+  """(state after some steps, its metrics, the number of traces) under a strategy."""
+  config = small.config("dit", "optim.clip_norm=0.5", f"parallel.strategy={name}", f"parallel.fsdp={fsdp}")
+  strategy = parallel.STRATEGIES[name](config.parallel, 8, jax.devices()[:devices])
+  tx = optim.make_optimizer(config.optim, 6)
+  task = tasks.make(config, tx)
+  traces = []
+
+  def counted(state, batch, **options):
+    traces.append(1)
+    return make_train_step(task, tx)(state, batch, **options)
+
+  state = strategy.init(lambda: tasks.initial_state(config, task))
+  compiled = strategy.lower(counted, state, strategy.place_batch(batch_of(0))).compile()
+  for step in range(steps):
+    state, metrics = compiled(state, strategy.place_batch(batch_of(step)))
+  return strategy.fetch(state), metrics, len(traces)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+  return run("mesh", 1)
+
+
+@pytest.mark.parametrize(("name", "devices", "fsdp"), [("mesh", 4, 1), ("mesh", 4, 2), ("mesh", 4, 4), ("pmap", 4, 1)])
+def test_four_devices_make_the_parameters_of_one(one_device, name, devices, fsdp):
+  state, metrics, traces = run(name, devices, fsdp=fsdp)
+  wanted, wanted_metrics, _ = one_device
+  assert int(state.step) == 4
+  # The batch mean is summed in another order; Adam divides gradients near zero by themselves, so compare to the scale.
+  for tree in ("params", "opt_state"):
+    for got, want in zip(
+      jax.tree.leaves(getattr(state, tree)), jax.tree.leaves(getattr(wanted, tree)), strict=True
+    ):
+      np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5)
+  for key, value in wanted_metrics.items():
+    assert float(metrics[key]) == pytest.approx(float(value), rel=1e-5)
+  assert traces == 1
+
+
+def test_pmap_on_one_device_is_bit_equal_to_mesh_on_one(one_device):
+  state, _, _ = run("pmap", 1)
+  for got, want in zip(jax.tree.leaves(state.params), jax.tree.leaves(one_device[0].params), strict=True):
+    assert (np.asarray(got) == np.asarray(want)).all()
+
+
+def test_fsdp_splits_large_leaves_of_params_optimizer_and_ema():
+  strategy = parallel.mesh(small.config("dit", "parallel.fsdp=4").parallel, 8, jax.devices()[:4])
+  state = strategy.init(lambda: {"big": jnp.zeros((256, 128)), "odd": jnp.zeros((255, 127)), "small": jnp.zeros((4,))})
+  shards = {name: leaf.addressable_shards[0].data.shape for name, leaf in state.items()}
+  assert shards == {"big": (64, 128), "odd": (255, 127), "small": (4,)}
+
+
+def test_the_state_is_donated():
+  config = CONFIG
+  strategy = parallel.mesh(config.parallel, 8, jax.devices()[:1])
+  tx = optim.make_optimizer(config.optim, 6)
+  task = tasks.make(config, tx)
+  state = strategy.init(lambda: tasks.initial_state(config, task))
+  batch = strategy.place_batch(batch_of(0))
+  strategy.lower(make_train_step(task, tx), state, batch).compile()(state, batch)
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+def test_noise_and_time_follow_the_index_not_the_place_in_the_batch():
+  """A batch in another order is the same step, up to the order of the sum."""
+  config = CONFIG
+  tx = optim.make_optimizer(config.optim, 6)
+  task = tasks.make(config, tx)
+  step = jax.jit(make_train_step(task, tx))
+  state, batch = tasks.initial_state(config, task), batch_of(0)
+  order = np.random.default_rng(0).permutation(8)
+  losses = [float(step(state, b)[1]["loss"]) for b in (batch, {k: v[order] for k, v in batch.items()})]
+  assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+  moved = batch | {"index": batch["index"] + 8}
+  assert float(step(state, moved)[1]["loss"]) != pytest.approx(losses[0], rel=1e-3)
+
+
+def test_what_does_not_divide_is_told():
+  with pytest.raises(UserError, match=r"batch size 10 \(config.train.batch_size\) is not divisible by 4 devices. Use 8."):
+    parallel.make(CONFIG.parallel, 10)
+  with pytest.raises(UserError, match=r"4 devices cannot be split into groups of 3 \(config.parallel.fsdp\)"):
+    parallel.make(small.config("dit", "parallel.fsdp=3").parallel, 12)
+  with pytest.raises(UserError, match="unknown parallel strategy 'mash'. Did you mean 'mesh'"):
+    parallel.make(small.config("dit", "parallel.strategy=mash").parallel, 8)
