@@ -29,9 +29,13 @@ def get_config() -> ConfigDict:
   c.data.prefetch = 16  # batches made ahead
 
   c.diffusion = ConfigDict()
-  c.diffusion.schedule = "cosine"  # linear | scaled_linear | cosine_discrete | cosine | sigmoid | rectified_flow
+  c.diffusion.schedule = (
+    "cosine"  # linear | scaled_linear | cosine_discrete | cosine | sigmoid | rectified_flow
+  )
   c.diffusion.parameterization = "v"  # what the network predicts: eps | x | v | velocity
-  c.diffusion.weighting = "uniform_v"  # uniform_eps | uniform_x | uniform_v | truncated_snr | min_snr(gamma=5)
+  c.diffusion.weighting = (
+    "uniform_v"  # uniform_eps | uniform_x | uniform_v | truncated_snr | min_snr(gamma=5)
+  )
   c.diffusion.time_density = "uniform"  # uniform | uniform_discrete(num_steps=1000)
   c.diffusion.label_dropout = 0.1  # share of examples trained without label, for classifier-free guidance
 
@@ -74,8 +78,8 @@ def get_config() -> ConfigDict:
   c.sample.ema = True  # False draws with the raw parameters
 
   c.prepare = ConfigDict()  # --mode prepare turns config.data.source into a TFDS ArrayRecord set
-  c.prepare.out = ""  # folder of TFDS sets
-  c.prepare.name = ""  # the set's name there; empty: made from the source
+  c.prepare.out = "~/tensorflow_datasets"  # folder of TFDS sets
+  c.prepare.name = "my_set"  # the set's name there: a-z, 0-9 and _
   return c
 
 

@@ -80,7 +80,7 @@ def latest_run(manager: Manager) -> tuple[int, dict[str, Any]] | None:
     try:
       record = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
       return step, record["run"]
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise many kinds
       _set_aside(manager, step, error)
   return None
 
@@ -98,14 +98,14 @@ def restore(manager: Manager, abstract: PyTree) -> tuple[PyTree, dict[str, Any]]
       stored = manager.item_metadata(step)["state"]
       if stored is None:
         raise ValueError("the description of its arrays cannot be read")
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise many kinds
       _set_aside(manager, step, error)
       continue
     _check_structure(abstract, stored, step)
     try:
       restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
       return restored["state"], run
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise many kinds
       _set_aside(manager, step, error)
   return None
 

@@ -21,7 +21,13 @@ from jaxdiff.errors import UserError, unknown
 
 Built = TypeVar("Built")
 
-_TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a list as in 0,1,2"}
+_TYPE_NAMES = {
+  bool: "true or false",
+  int: "a whole number",
+  float: "a number",
+  str: "text",
+  tuple: "a list as in 0,1,2",
+}
 
 
 def load(spec: str) -> ConfigDict:
@@ -58,7 +64,9 @@ def override(config: ConfigDict, arguments: Iterable[str]) -> None:
   for argument in arguments:
     key, equals, text = argument.removeprefix("--").partition("=")
     if not argument.startswith("--config.") or not equals:
-      raise UserError(f"cannot read the argument {argument!r}. Overrides are written --config.train.steps=500.")
+      raise UserError(
+        f"cannot read the argument {argument!r}. Overrides are written --config.train.steps=500."
+      )
     key = key.removeprefix("config.")
     if key not in known:
       raise _unknown_key(key, known)
@@ -117,7 +125,9 @@ def build(spec: str, functions: Mapping[str, Callable[..., Built]], kind: str) -
   return functions[name](**arguments)
 
 
-def parse_call(spec: str, functions: Mapping[str, Callable[..., Any]], kind: str) -> tuple[str, dict[str, Any]]:
+def parse_call(
+  spec: str, functions: Mapping[str, Callable[..., Any]], kind: str
+) -> tuple[str, dict[str, Any]]:
   """`name(key=value, ...)` as (name, {key: value}), both checked against functions.  Values are Python literals."""
   try:
     node = ast.parse(spec.strip(), mode="eval").body

@@ -55,7 +55,11 @@ def _prepare(config: Any, workdir: Path, flags: argparse.Namespace) -> None:
   del workdir, flags
   from jaxdiff.data import prepare
 
-  prepare.prepare(config.data.source, config.prepare.out, config.prepare.name)
+  data = config.data
+  path = prepare.prepare(
+    data.source, config.prepare.out, config.prepare.name, skip_unreadable=data.skip_unreadable
+  )
+  logger.info("Wrote %s. Train on it with --config.data.source=tfds:%s", path, path)
 
 
 MODES: dict[str, Callable[[Any, Path, argparse.Namespace], None]] = {
@@ -75,7 +79,9 @@ def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     epilog="Any value of the config can be set: --config.train.steps=500. See configs/base.py for all of them.",
     allow_abbrev=False,
   )
-  parser.add_argument("--config", metavar="FILE[:PRESET]", help="config file and preset, e.g. configs/dit_cfg.py:cifar10")
+  parser.add_argument(
+    "--config", metavar="FILE[:PRESET]", help="config file and preset, e.g. configs/dit_cfg.py:cifar10"
+  )
   parser.add_argument("--workdir", metavar="DIR", help="where results lie; default checkpoints/<config name>")
   parser.add_argument("--mode", default="train", help="train (default) | sample | prepare")
   parser.add_argument(
@@ -98,7 +104,9 @@ def _resolve(flags: argparse.Namespace, overrides: list[str]) -> tuple[Any, Path
     raise UserError("give a config, as in --config configs/dit_cfg.py, or the --workdir of an earlier run.")
   saved = workdir / "config.json"
   if config is None and not saved.is_file():
-    raise UserError(f"there is no run in {str(workdir)!r} (no config.json). Give --config, or another --workdir.")
+    raise UserError(
+      f"there is no run in {str(workdir)!r} (no config.json). Give --config, or another --workdir."
+    )
   if config is None or (flags.mode in OF_A_RUN and saved.is_file()):
     config = configuration.from_json(saved.read_text())
   configuration.override(config, overrides)
@@ -107,6 +115,8 @@ def _resolve(flags: argparse.Namespace, overrides: list[str]) -> tuple[Any, Path
 
 def _cache_dir() -> Path:
   """Where compiled programs are kept between runs."""
+  if given := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    return Path(given)
   return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdiff" / "xla"
 
 

@@ -36,7 +36,9 @@ def params_ema(decay: float, start_step: int = 0) -> optax.GradientTransformatio
     # A copy: donated parameters and their average must not share a buffer.
     return ParamsEmaState(count=jnp.zeros((), jnp.int32), ema_params=jax.tree.map(jnp.copy, params))
 
-  def update_fn(updates: PyTree, state: ParamsEmaState, params: PyTree | None = None) -> tuple[PyTree, ParamsEmaState]:
+  def update_fn(
+    updates: PyTree, state: ParamsEmaState, params: PyTree | None = None
+  ) -> tuple[PyTree, ParamsEmaState]:
     if params is None:
       raise ValueError("params_ema averages parameters: call update(updates, state, params)")
     started = state.count >= start_step
@@ -67,7 +69,9 @@ def scale_by_schedule(schedule: optax.Schedule) -> optax.GradientTransformation:
     del params
     return ScheduledState(count=jnp.zeros((), jnp.int32), learning_rate=jnp.zeros((), jnp.float32))
 
-  def update_fn(updates: PyTree, state: ScheduledState, params: PyTree | None = None) -> tuple[PyTree, ScheduledState]:
+  def update_fn(
+    updates: PyTree, state: ScheduledState, params: PyTree | None = None
+  ) -> tuple[PyTree, ScheduledState]:
     del params
     rate = jnp.asarray(schedule(state.count), jnp.float32)
     scaled = jax.tree.map(lambda update: -rate * update, updates)
@@ -109,7 +113,9 @@ def make_optimizer(config: Any, num_steps: int) -> optax.GradientTransformation:
   chain = optax.chain(
     optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
     optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),
-    optax.add_decayed_weights(config.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
+    optax.add_decayed_weights(
+      config.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+    ),
     scale_by_schedule(rate),
     params_ema(config.ema_decay, config.ema_start_step),
   )

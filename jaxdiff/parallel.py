@@ -20,12 +20,18 @@ class Strategy(NamedTuple):
   """What the loop needs of a strategy."""
 
   init: Callable[[Callable[[], PyTree]], PyTree]  # (() -> state), to the state on its devices
-  abstract: Callable[[Callable[[], PyTree]], PyTree]  # (() -> state), to the shapes, dtypes and places to restore to
+  abstract: Callable[
+    [Callable[[], PyTree]], PyTree
+  ]  # (() -> state), to the shapes, dtypes and places to restore to
   place_state: Callable[[PyTree], PyTree]  # a restored state to its devices
   place_batch: Callable[[PyTree], PyTree]  # this process's share of a batch, NumPy, to its devices
   place_rows: Callable[[PyTree], PyTree]  # rows to draw images for, to where a fetched state can meet them
-  lower: Callable[[Callable[..., Any], PyTree, PyTree], jax.stages.Lowered]  # (step, state, batch), state donated
-  fetch: Callable[[PyTree], PyTree]  # a placed state, or part of it, without the axis of devices, if it has one
+  lower: Callable[
+    [Callable[..., Any], PyTree, PyTree], jax.stages.Lowered
+  ]  # (step, state, batch), state donated
+  fetch: Callable[
+    [PyTree], PyTree
+  ]  # a placed state, or part of it, without the axis of devices, if it has one
 
 
 def mesh(config: Any, batch_size: int, devices: Sequence[jax.Device] | None = None) -> Strategy:
@@ -36,7 +42,9 @@ def mesh(config: Any, batch_size: int, devices: Sequence[jax.Device] | None = No
   """
   devices = jax.devices() if devices is None else devices
   if len(devices) % config.fsdp:
-    raise UserError(f"{len(devices)} devices cannot be split into groups of {config.fsdp} (config.parallel.fsdp).")
+    raise UserError(
+      f"{len(devices)} devices cannot be split into groups of {config.fsdp} (config.parallel.fsdp)."
+    )
   check_batch_size(batch_size, len(devices))
   # Built by hand: jax.make_mesh changed its default axis types between the versions of JAX in use.
   grid = Mesh(np.asarray(devices).reshape(-1, config.fsdp), ("data", "fsdp"))
@@ -120,7 +128,9 @@ def _with_sharding(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding)
   return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 
-SMALL_LEAF = 2**14  # elements; below this, splitting a leaf costs more in communication than it saves in memory
+SMALL_LEAF = (
+  2**14
+)  # elements; below this, splitting a leaf costs more in communication than it saves in memory
 STRATEGIES = {"mesh": mesh, "pmap": pmap}
 
 

@@ -16,7 +16,10 @@ import jax
 # thread; without it they go to Eigen, which uses all.
 FUSION_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 FUSION_TYPES = "-individual_convolution,-individual_dot"
-FUSION_VERSIONS = ((0, 10, 2), (0, 13))  # jaxlib, from and below: XLA ends a process for a value it does not know
+FUSION_VERSIONS = (
+  (0, 10, 2),
+  (0, 13),
+)  # jaxlib, from and below: XLA ends a process for a value it does not know
 ACCELERATORS = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "jax_rocm60_plugin")
 
 

@@ -74,6 +74,7 @@ class Progress:
     self._total, self._count, self._desc, self._enabled = total, initial, desc, enabled
     self._numbers = ""
     self._told_count, self._told_at = initial, time.monotonic()
+    self._begin_count, self._begin_at = self._told_count, self._told_at
     self._bar = None
     if enabled and sys.stderr.isatty():
       self._bar = tqdm.tqdm(
@@ -117,8 +118,9 @@ class Progress:
     if not self._enabled:
       return
     now, left = time.monotonic(), "?"
-    if self._count > self._told_count:
-      pace = (now - self._told_at) / (self._count - self._told_count)
+    if self._count > self._begin_count:
+      # Over all of the run: a pause for pictures comes again and is part of what is left.
+      pace = (now - self._begin_at) / (self._count - self._begin_count)
       left = tqdm.tqdm.format_interval((self._total - self._count) * pace)
     self._told_count, self._told_at = self._count, now
     parts = [f"{self._desc} {self._count}/{self._total}", self._numbers, f"{left} left"]

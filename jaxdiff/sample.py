@@ -40,7 +40,9 @@ def check(config: Any) -> None:
   classes = config.model.num_classes
   for label in s.labels:
     if not 0 <= label < classes and label != NULL_LABEL:
-      raise UserError(f"label {label} (config.sample.labels) is not one of this model's {classes} classes, 0..{classes - 1}.")
+      raise UserError(
+        f"label {label} (config.sample.labels) is not one of this model's {classes} classes, 0..{classes - 1}."
+      )
   if s.guidance != 1 and not config.diffusion.label_dropout:
     raise UserError(
       f"guidance {s.guidance:g} (config.sample.guidance) needs a model trained with label dropout; this one was trained "
@@ -80,7 +82,9 @@ def make_draw(config: Any, task: Task, place: Callable[[PyTree], PyTree]) -> Dra
     if s.clip:
       denoise = guidance.clip_x(denoise, schedule)
     keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)), out_axes=1)(rows["index"])
-    z = schedule.sigma(jnp.float32(times[0])) * samplers.noise_like(keys[0], jnp.zeros((keys.shape[1], *shape)))
+    z = schedule.sigma(jnp.float32(times[0])) * samplers.noise_like(
+      keys[0], jnp.zeros((keys.shape[1], *shape))
+    )
     sampler = samplers.SAMPLERS[name](**arguments)
     solver = samplers.path if record else samplers.sample
     return pixels.to_uint8(solver(sampler, schedule, denoise, keys[1], z, times, Cond(rows["label"])))

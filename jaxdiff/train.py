@@ -9,17 +9,29 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxdiff import checkpoints, configuration, metrics, optim, parallel, reporting, sample, signals, summary, tasks
+from jaxdiff import (
+  checkpoints,
+  configuration,
+  metrics,
+  optim,
+  parallel,
+  reporting,
+  sample,
+  signals,
+  summary,
+  tasks,
+)
 from jaxdiff.data import pipeline, sources
 from jaxdiff.errors import UserError
 from jaxdiff.files import write_atomically
-from jaxdiff.train_step import make_train_step
+from jaxdiff.train_step import TrainStep, make_train_step
 from jaxdiff.types import Batch
 
 logger = logging.getLogger("jaxdiff")
@@ -31,23 +43,19 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None
   Leaves there: config.json, metrics.jsonl, TensorBoard events, checkpoints/, samples/<step>.png, loss.png, denoising.png.
   Raises UserError for what the user can mend: config, data, disk, a loss that is not finite.
   """
+  t, is_first = config.train, jax.process_index() == 0
   sample.check(config)
   checkpoints.prepare_workdir(workdir)
   source = sources.load(config.data.source, config.data.split, skip_unreadable=config.data.skip_unreadable)
   pipeline.check_labels(source, config.model.num_classes)
-  t = config.train
   tx = optim.make_optimizer(config.optim, t.steps)
   task = tasks.make(config, tx)
   strategy = parallel.make(config.parallel, t.batch_size)
-  run = {
-    "config": config.to_dict(),
-    "label_names": source.label_names,
-    "data": pipeline.fingerprint(source, config.data, batch_size=t.batch_size, seed=config.seed),
-  }
+  run = _record(config, source)
 
   with contextlib.closing(checkpoints.open_manager(workdir, t.keep_checkpoints, t.keep_every)) as manager:
-    make_state = functools.partial(tasks.initial_state, config, task)
     checkpoints.check_same_run(manager, run, allow_config_change)
+    make_state = functools.partial(tasks.initial_state, config, task)
     restored = checkpoints.restore(manager, strategy.abstract(make_state))
     state = strategy.place_state(restored[0]) if restored else strategy.init(make_state)
     start = int(strategy.fetch(state.step))
@@ -55,45 +63,67 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None
       logger.info("This run is complete: %d of %d steps (config.train.steps) in %s.", start, t.steps, workdir)
       return
     write_atomically(workdir / "config.json", lambda file: file.write(configuration.to_json(config).encode()))
-
     batches = _batches(source, config, strategy, start)
     batch = next(batches)
-    lowered = strategy.lower(make_train_step(task, tx), state, batch)
-    logger.info(summary.describe(config, strategy.fetch(state.params), lowered, len(source)))
-    step = lowered.compile()
+    step = _compile(make_train_step(task, tx), state, batch, strategy, config, len(source))
     preview = sample.make_preview(config, task, strategy.place_rows, source.label_names, workdir)
     window, watch = metrics.Window(), metrics.Stopwatch(start)
 
     with (
       signals.stop_request() as stop,
-      reporting.open_log(workdir, resume_step=start, enabled=jax.process_index() == 0) as log,
-      reporting.progress(t.steps, initial=start) as bar,
+      reporting.open_log(workdir, resume_step=start, enabled=is_first) as log,
+      reporting.progress(t.steps, initial=start, enabled=is_first) as bar,
     ):
       for number in range(start + 1, t.steps + 1):
         state, measured = step(state, batch)
         window.push(number, measured)
         bar.update()
-        last = number == t.steps or bool(stop)
-        saves = last or number % t.checkpoint_every == 0
-        if saves or number % t.log_every == 1 % t.log_every:
-          # Between saves, only steps that are already over are read: the device has the newest one to do meanwhile.
-          _report(window.collect(until=number if saves else number - 1), log, bar, watch, manager, t.batch_size)
-        if (t.sample_every and number % t.sample_every == 0) or number == t.steps:
-          with watch.paused():
-            log.image(number, "samples", preview(strategy.fetch(state), number))
-        if saves:
-          with watch.paused():
-            checkpoints.save(manager, number, strategy.fetch(state), run | {"examples": number * t.batch_size})
-        if last:
-          break
         batch = next(batches)
+        ends = number == t.steps or bool(stop)
+        saves = ends or number % t.checkpoint_every == 0
+        if saves:
+          _report(window.collect(), log, bar, watch, manager, t.batch_size)
+        elif number % t.log_every == 1 % t.log_every:
+          # Only steps that are over are read: the device has the newest one to do meanwhile.
+          _report(window.collect(until=number - 1), log, bar, watch, manager, t.batch_size)
+        with watch.paused():
+          if number == t.steps or (t.sample_every and number % t.sample_every == 0):
+            log.image(number, "samples", preview(strategy.fetch(state), number))
+          if saves:
+            position = {"examples": number * t.batch_size}
+            checkpoints.save(manager, number, strategy.fetch(state), run | position)
+        if ends:  # as decided above: a signal that has come since is served after the next step
+          break
     checkpoints.finish(manager)
-    if stop:
-      logger.info("Stopped after step %d, saved in %s. The same command goes on from there.", number, workdir)
-      return
+
+  if number < t.steps:
+    logger.info("Stopped after step %d, saved in %s. The same command goes on from there.", number, workdir)
+    return
+  if is_first:
     reporting.loss_curve(workdir / "metrics.jsonl", workdir / "loss.png")
-    preview(strategy.fetch(state), number, film=True)
-    logger.info("Done: %d steps. Samples, loss.png, denoising.png and checkpoints are in %s.", number, workdir)
+  preview(strategy.fetch(state), number, film=True)
+  logger.info("Done: %d steps. Samples, loss.png, denoising.png and checkpoints are in %s.", number, workdir)
+
+
+def _record(config: Any, source: sources.Source) -> dict[str, Any]:
+  """What a checkpoint says of its run beside the state: plain JSON values."""
+  return {
+    "config": config.to_dict(),
+    "label_names": list(source.label_names),
+    "data": pipeline.fingerprint(source, config.data, batch_size=config.train.batch_size, seed=config.seed),
+  }
+
+
+def _compile(
+  train_step: TrainStep, state: Any, batch: Batch, strategy: parallel.Strategy, config: Any, num_examples: int
+) -> Callable[..., Any]:
+  """The compiled step; tells what the run is and how long compiling took."""
+  lowered = strategy.lower(train_step, state, batch)
+  logger.info(summary.describe(config, strategy.fetch(state.params), lowered, num_examples))
+  begin = time.monotonic()
+  compiled = lowered.compile()
+  logger.info("Compiled in %.1f s.", time.monotonic() - begin)
+  return compiled
 
 
 def _batches(source: Any, config: Any, strategy: parallel.Strategy, start: int) -> Iterator[Batch]:

@@ -6,7 +6,9 @@ from jaxdiff import configuration
 def config(name="dit", *overrides):
   """configs/<name>_cfg.py at digits, shrunk; `overrides` as on the command line, without the dashes."""
   c = configuration.load(f"configs/{name}_cfg.py")
-  configuration.override(c, [f"--{line}" for line in arguments(name)] + [f"--config.{line}" for line in overrides])
+  configuration.override(
+    c, [f"--{line}" for line in arguments(name)] + [f"--config.{line}" for line in overrides]
+  )
   return c
 
 

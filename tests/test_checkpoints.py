@@ -98,7 +98,9 @@ def remove_run_record(folder):
 
 
 @pytest.mark.parametrize("damage", [damage_everything, damage_arrays, remove_run_record])
-def test_a_damaged_checkpoint_is_told_of_set_aside_and_the_one_before_is_taken(damage, tmp_path, state, caplog, monkeypatch):
+def test_a_damaged_checkpoint_is_told_of_set_aside_and_the_one_before_is_taken(
+  damage, tmp_path, state, caplog, monkeypatch
+):
   monkeypatch.setattr(logging.getLogger("jaxdiff"), "propagate", True)
   manager = checkpoints.open_manager(tmp_path, keep=3)
   for step in (2, 4):
@@ -120,7 +122,9 @@ def test_another_tree_or_shape_is_a_config_error_and_never_a_fallback(manager, s
     checkpoints.save(manager, step, state, RUN)
   checkpoints.finish(manager)
   other = jax.eval_shape(lambda: state_of(width=32))
-  with pytest.raises(UserError, match=r"step 4 does not fit this config: .* is float32\[.*\] there and float32\[.*\] here"):
+  with pytest.raises(
+    UserError, match=r"step 4 does not fit this config: .* is float32\[.*\] there and float32\[.*\] here"
+  ):
     checkpoints.restore(manager, other)
   assert sorted(manager.all_steps()) == [2, 4]
 
@@ -144,5 +148,7 @@ def test_other_data_is_refused(manager, state):
 
 def test_a_workdir_that_cannot_be_made_is_told(tmp_path):
   (tmp_path / "file").write_text("")
-  with pytest.raises(UserError, match=r"cannot write to the workdir .*file/run': Not a directory\. .*--workdir"):
+  with pytest.raises(
+    UserError, match=r"cannot write to the workdir .*file/run': Not a directory\. .*--workdir"
+  ):
     checkpoints.prepare_workdir(tmp_path / "file" / "run")

@@ -14,7 +14,11 @@ def config():
 
 @pytest.mark.parametrize(
   "spec",
-  [f"configs/{file}_cfg.py:{preset}" for file in ("dit", "unet") for preset in ("", "digits", "fashion_mnist", "cifar10", "imagenet64")]
+  [
+    f"configs/{file}_cfg.py:{preset}"
+    for file in ("dit", "unet")
+    for preset in ("", "digits", "fashion_mnist", "cifar10", "imagenet64")
+  ]
   + [f"{DIT}:imagenet256_latent_xl2"],
 )
 def test_every_preset_loads_and_is_locked(spec):
@@ -73,7 +77,10 @@ def test_a_wrong_override_is_one_line_that_names_the_right_one(config, argument,
 @pytest.mark.parametrize(
   ("spec", "message"),
   [
-    ("configs/dit.py", "there is no config file 'configs/dit.py' (--config). Did you mean configs/dit_cfg.py?"),
+    (
+      "configs/dit.py",
+      "there is no config file 'configs/dit.py' (--config). Did you mean configs/dit_cfg.py?",
+    ),
     (f"{DIT}:fashion", "unknown preset 'fashion'. Did you mean 'fashion_mnist'? Known: cifar10, digits"),
     ("jaxdiff/errors.py", "has no get_config(preset) function"),
     ("README.md", "is not a Python file"),

@@ -1,7 +1,6 @@
 """The command line: what a user types, in this process; for signals and exit codes see test_processes.py."""
 
 import json
-import logging
 import os
 import re
 
@@ -21,7 +20,9 @@ def run(*arguments, capsys=None):
 
 def train(workdir, *arguments, name="dit", capsys=None):
   tiny = [f"--{line}" for line in small.arguments(name)]
-  return run("--config", f"configs/{name}_cfg.py", "--workdir", str(workdir), *tiny, *arguments, capsys=capsys)
+  return run(
+    "--config", f"configs/{name}_cfg.py", "--workdir", str(workdir), *tiny, *arguments, capsys=capsys
+  )
 
 
 def last_state(workdir):
@@ -47,7 +48,14 @@ def trained(request, tmp_path_factory):
 
 def test_training_leaves_what_it_promises(trained):
   _, workdir = trained
-  for name in ("config.json", "metrics.jsonl", "loss.png", "denoising.png", "samples/0000003.png", "samples/0000006.png"):
+  for name in (
+    "config.json",
+    "metrics.jsonl",
+    "loss.png",
+    "denoising.png",
+    "samples/0000003.png",
+    "samples/0000006.png",
+  ):
     assert (workdir / name).stat().st_size > 0, name
   assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [4, 6]
   assert list((workdir / "tensorboard").glob("events*"))
@@ -133,7 +141,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 def test_pmap_and_mesh_resume_each_others_runs(tmp_path, strategy):
   other = {"mesh": "pmap", "pmap": "mesh"}[strategy]
   assert train(tmp_path, f"--config.parallel.strategy={strategy}", "--config.train.steps=2")[0] == 0
-  status, _ = train(tmp_path, f"--config.parallel.strategy={other}", "--config.train.steps=4", "--allow_config_change")
+  status, _ = train(
+    tmp_path, f"--config.parallel.strategy={other}", "--config.train.steps=4", "--allow_config_change"
+  )
   assert status == 0 and last_state(tmp_path).step == 4
 
 
@@ -160,7 +170,7 @@ def test_bad_input_is_one_clear_line_and_status_2(case, tmp_path, capsys):
   arguments, message = BAD[case]
   (tmp_path / "empty").mkdir()
   (tmp_path / "file").write_text("")
-  fill = lambda text: text.replace("{tmp}", str(tmp_path))  # noqa: E731
+  fill = lambda text: text.replace("{tmp}", str(tmp_path))
   status, text = train(tmp_path / "run", *map(fill, arguments), capsys=capsys)
   assert status == 2
   lines = [line for line in text.splitlines() if line.startswith("jaxdiff: ")]
@@ -181,3 +191,17 @@ def test_sampling_where_there_is_nothing(tmp_path, capsys):
   assert status == 2 and "there is no checkpoint in" in text
   status, text = run("--mode", "sample", capsys=capsys)
   assert status == 2 and "give a config" in text
+
+
+def test_a_prepared_set_trains_to_the_same_parameters_as_its_source(tmp_path, capsys):
+  options = ["--config.prepare.name=copy", f"--config.prepare.out={tmp_path}"]
+  status, text = run("--config", "configs/dit_cfg.py", "--mode", "prepare", *options, capsys=capsys)
+  assert status == 0 and f"--config.data.source=tfds:{tmp_path}/copy/1.0.0" in text
+  states = []
+  for source in ("digits", f"tfds:{tmp_path}/copy/1.0.0"):
+    workdir = tmp_path / source.split(":")[0]
+    assert train(workdir, f"--config.data.source={source}", "--config.train.steps=2")[0] == 0
+    states.append(last_state(workdir))
+  assert equal(*states)
+  status, text = run("--config", "configs/dit_cfg.py", "--mode", "prepare", *options, capsys=capsys)
+  assert status == 2 and "is already there" in text

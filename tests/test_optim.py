@@ -1,3 +1,4 @@
+import itertools
 from types import SimpleNamespace
 
 import jax
@@ -13,19 +14,19 @@ PARAMS = {"w": jnp.asarray([1.0, -2.0]), "b": jnp.asarray(0.5)}
 
 
 def settings(**changed):
-  values = dict(
-    learning_rate=0.1,
-    warmup_steps=0,
-    decay="constant",
-    beta1=0.9,
-    beta2=0.999,
-    epsilon=1e-8,
-    weight_decay=0.0,
-    clip_norm=0.0,
-    accumulate_steps=1,
-    ema_decay=0.9,
-    ema_start_step=0,
-  )
+  values = {
+    "learning_rate": 0.1,
+    "warmup_steps": 0,
+    "decay": "constant",
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "epsilon": 1e-8,
+    "weight_decay": 0.0,
+    "clip_norm": 0.0,
+    "accumulate_steps": 1,
+    "ema_decay": 0.9,
+    "ema_start_step": 0,
+  }
   return SimpleNamespace(**(values | changed))
 
 
@@ -54,7 +55,10 @@ def test_three_updates_by_hand():
 def test_until_the_start_step_the_average_is_the_parameters():
   tx = optax.chain(optax.adam(0.1), optim.params_ema(0.99, start_step=4))
   history = run(tx, gradients(6))
-  same = [all((p == e).all() for p, e in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)) for a, b in history]
+  same = [
+    all((p == e).all() for p, e in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    for a, b in history
+  ]
   assert same == [True, True, True, True, False, False]
 
 
@@ -122,7 +126,7 @@ def test_the_schedule_warms_up_from_its_first_share_and_ends_at_zero():
   assert values[:5] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])
   assert values[12] == pytest.approx(0.05)
   assert values[20] == pytest.approx(0, abs=1e-9)
-  assert all(a >= b for a, b in zip(values[4:], values[5:], strict=False))
+  assert all(a >= b for a, b in itertools.pairwise(values[4:]))
 
 
 def test_the_rate_in_force_is_in_the_state():

@@ -46,7 +46,9 @@ def one_device():
   return run("mesh", 1)
 
 
-@pytest.mark.parametrize(("name", "devices", "fsdp"), [("mesh", 4, 1), ("mesh", 4, 2), ("mesh", 4, 4), ("pmap", 4, 1)])
+@pytest.mark.parametrize(
+  ("name", "devices", "fsdp"), [("mesh", 4, 1), ("mesh", 4, 2), ("mesh", 4, 4), ("pmap", 4, 1)]
+)
 def test_four_devices_make_the_parameters_of_one(one_device, name, devices, fsdp):
   state, metrics, traces = run(name, devices, fsdp=fsdp)
   wanted, wanted_metrics, _ = one_device
@@ -70,7 +72,9 @@ def test_pmap_on_one_device_is_bit_equal_to_mesh_on_one(one_device):
 
 def test_fsdp_splits_large_leaves_of_params_optimizer_and_ema():
   strategy = parallel.mesh(small.config("dit", "parallel.fsdp=4").parallel, 8, jax.devices()[:4])
-  state = strategy.init(lambda: {"big": jnp.zeros((256, 128)), "odd": jnp.zeros((255, 127)), "small": jnp.zeros((4,))})
+  state = strategy.init(
+    lambda: {"big": jnp.zeros((256, 128)), "odd": jnp.zeros((255, 127)), "small": jnp.zeros((4,))}
+  )
   shards = {name: leaf.addressable_shards[0].data.shape for name, leaf in state.items()}
   assert shards == {"big": (64, 128), "odd": (255, 127), "small": (4,)}
 
@@ -101,7 +105,9 @@ def test_noise_and_time_follow_the_index_not_the_place_in_the_batch():
 
 
 def test_what_does_not_divide_is_told():
-  with pytest.raises(UserError, match=r"batch size 10 \(config.train.batch_size\) is not divisible by 4 devices. Use 8."):
+  with pytest.raises(
+    UserError, match=r"batch size 10 \(config.train.batch_size\) is not divisible by 4 devices. Use 8."
+  ):
     parallel.make(CONFIG.parallel, 10)
   with pytest.raises(UserError, match=r"4 devices cannot be split into groups of 3 \(config.parallel.fsdp\)"):
     parallel.make(small.config("dit", "parallel.fsdp=3").parallel, 12)

@@ -75,7 +75,9 @@ def test_a_full_disk_during_a_save_keeps_the_last_good_checkpoint(tmp_path):
   status, text = finish(start(tmp_path, "--config.train.steps=40", "--allow_config_change", through=limit))
   assert status == 2, text
   line = [line for line in text.splitlines() if line.startswith("jaxdiff: ")]
-  assert len(line) == 1 and "could not be saved" in line[0] and "The last good checkpoint is step 20" in line[0], text
+  assert (
+    len(line) == 1 and "could not be saved" in line[0] and "The last good checkpoint is step 20" in line[0]
+  ), text
   assert equal(last_state(tmp_path), before)
   status, text = finish(start(tmp_path, "--config.train.steps=40", "--allow_config_change"))
   assert status == 0 and last_state(tmp_path).step == 40, text

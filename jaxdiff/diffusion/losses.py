@@ -62,7 +62,10 @@ def uniform_discrete(num_steps: int = 1000) -> TimeDensity:
   return lambda key, index: per_example(draw, key, index)
 
 
-TIME_DENSITIES: dict[str, Callable[..., TimeDensity]] = {"uniform": uniform, "uniform_discrete": uniform_discrete}
+TIME_DENSITIES: dict[str, Callable[..., TimeDensity]] = {
+  "uniform": uniform,
+  "uniform_discrete": uniform_discrete,
+}
 
 
 def per_example(draw: Callable[[Array], Array], key: Array, index: Array) -> Array:

@@ -83,4 +83,9 @@ def velocity() -> Parameterization:
   )
 
 
-PARAMETERIZATIONS: dict[str, Callable[..., Parameterization]] = {"eps": eps, "x": x, "v": v, "velocity": velocity}
+PARAMETERIZATIONS: dict[str, Callable[..., Parameterization]] = {
+  "eps": eps,
+  "x": x,
+  "v": v,
+  "velocity": velocity,
+}

@@ -12,7 +12,18 @@ import optax
 from jaxdiff import configuration, models
 from jaxdiff.data import pixels
 from jaxdiff.diffusion import losses, parameterization, schedules
-from jaxdiff.types import NULL_LABEL, Array, Batch, Cond, Denoiser, Metrics, PyTree, Prediction, Task, TrainState
+from jaxdiff.types import (
+  NULL_LABEL,
+  Array,
+  Batch,
+  Cond,
+  Denoiser,
+  Metrics,
+  Prediction,
+  PyTree,
+  Task,
+  TrainState,
+)
 
 
 def make(config: Any, tx: optax.GradientTransformation) -> Task:
@@ -20,7 +31,9 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
   module = models.build(config.model)
   diffusion = config.diffusion
   schedule = configuration.build(diffusion.schedule, schedules.SCHEDULES, "schedule")
-  reading = configuration.build(diffusion.parameterization, parameterization.PARAMETERIZATIONS, "parameterization")
+  reading = configuration.build(
+    diffusion.parameterization, parameterization.PARAMETERIZATIONS, "parameterization"
+  )
   weighting = configuration.build(diffusion.weighting, losses.WEIGHTINGS, "weighting")
   draw_time = configuration.build(diffusion.time_density, losses.TIME_DENSITIES, "time density")
 
@@ -55,7 +68,10 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
 
 
 def make_denoiser(
-  module: nn.Module, params: PyTree, schedule: schedules.NoiseSchedule, reading: parameterization.Parameterization
+  module: nn.Module,
+  params: PyTree,
+  schedule: schedules.NoiseSchedule,
+  reading: parameterization.Parameterization,
 ) -> Denoiser:
   """What a trained network says of a noised image: decode(network(encode(z), model time, cond)), in float32."""
 

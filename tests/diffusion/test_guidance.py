@@ -51,7 +51,13 @@ def test_guidance_extrapolates_and_keeps_x_and_eps_consistent():
 def test_guidance_acts_on_the_last_step():
   weak, strong = (
     samplers.sample(
-      samplers.ddim(), SCHEDULE, guidance.classifier_free(toy, s), jax.random.key(0), Z, np.array([0.05, 0.0]), COND
+      samplers.ddim(),
+      SCHEDULE,
+      guidance.classifier_free(toy, s),
+      jax.random.key(0),
+      Z,
+      np.array([0.05, 0.0]),
+      COND,
     )
     for s in (1.0, 4.0)
   )
@@ -72,7 +78,9 @@ def test_one_call_of_twice_the_batch_and_no_recompilation_for_another_scale():
 
 def test_another_null_label_can_be_named():
   seen = []
-  guidance.classifier_free(lambda z, t, cond: seen.append(cond.label) or toy(z, t, cond), 2.0, null_label=10)(Z, T, COND)
+  guidance.classifier_free(lambda z, t, cond: seen.append(cond.label) or toy(z, t, cond), 2.0, null_label=10)(
+    Z, T, COND
+  )
   assert seen[0].tolist() == [0, 10, 1, 10, 2, 10]
 
 

@@ -64,7 +64,7 @@ def test_the_network_is_told_the_schedules_model_time():
 
 def test_draws_depend_on_key_and_index_alone():
   index = jnp.asarray([7, 3, 11], jnp.uint32)
-  normal = lambda key: jax.random.normal(key, (2,))  # noqa: E731
+  normal = lambda key: jax.random.normal(key, (2,))
   whole = losses.per_example(normal, jax.random.key(5), index)
   for i, position in enumerate(index):
     alone = losses.per_example(normal, jax.random.key(5), position[None])

@@ -30,7 +30,9 @@ def test_ddim_converges_to_the_probability_flow_with_order_one(schedule):
   assert orders == pytest.approx([1, 1, 1], abs=0.2)
 
 
-@pytest.mark.parametrize("sampler", [samplers.ddpm(), samplers.ddim(), samplers.ddim(eta=0.5), samplers.ddim(eta=1.0)])
+@pytest.mark.parametrize(
+  "sampler", [samplers.ddpm(), samplers.ddim(), samplers.ddim(eta=0.5), samplers.ddim(eta=1.0)]
+)
 def test_samples_have_the_datas_mean_and_variance(sampler):
   z = jax.random.normal(jax.random.key(1), (20_000, 1, 1, 1))
   out = jax.jit(lambda z: solve(sampler, 200, z, key=2))(z)

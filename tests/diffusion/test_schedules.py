@@ -80,11 +80,18 @@ def test_float32_agrees_with_float64_at_all_times(name):
 
 
 @pytest.mark.parametrize("name", VARIANCE_PRESERVING)
-@given(t=st.floats(0.01, 1), share=st.just(0.0) | st.floats(1e-4, 0.99), x=st.floats(-1, 1), z=st.floats(-3, 3))
+@given(
+  t=st.floats(0.01, 1), share=st.just(0.0) | st.floats(1e-4, 0.99), x=st.floats(-1, 1), z=st.floats(-3, 3)
+)
 def test_posterior_is_bayes_rule(name, t, share, x, z):
   """q(z_s | z_t, x) ~ q(z_t | z_s) q(z_s | x): precisions add up, and so do precision-weighted means."""
   schedule, s = schedules.SCHEDULES[name](), t * share
-  alpha_t, alpha_s, sigma_t, sigma_s = schedule.alpha(t), schedule.alpha(s), schedule.sigma(t), schedule.sigma(s)
+  alpha_t, alpha_s, sigma_t, sigma_s = (
+    schedule.alpha(t),
+    schedule.alpha(s),
+    schedule.sigma(t),
+    schedule.sigma(s),
+  )
   mean, variance = schedules.posterior(schedule, np.float64(x), np.float64(z), np.float64(t), np.float64(s))
   if sigma_s == 0:
     assert (mean, variance) == (pytest.approx(x), 0)
@@ -93,7 +100,9 @@ def test_posterior_is_bayes_rule(name, t, share, x, z):
   likelihood = ratio**2 / (sigma_t**2 - ratio**2 * sigma_s**2)  # as a precision of z_s
   prior = 1 / sigma_s**2
   assert variance == pytest.approx(1 / (likelihood + prior), rel=1e-6)
-  assert mean == pytest.approx((likelihood * z / ratio + prior * alpha_s * x) / (likelihood + prior), rel=1e-5, abs=1e-7)
+  assert mean == pytest.approx(
+    (likelihood * z / ratio + prior * alpha_s * x) / (likelihood + prior), rel=1e-5, abs=1e-7
+  )
 
 
 def test_posterior_at_stride_one_is_ddpm_equation_7():

@@ -85,7 +85,10 @@ def test_unknown_names_in_a_config_are_told():
   for line, message in (
     ("diffusion.schedule=cosin", "unknown schedule 'cosin'. Did you mean 'cosine'"),
     ("diffusion.parameterization=epsilon", "unknown parameterization 'epsilon'. Did you mean 'eps'"),
-    ("diffusion.weighting=min_snr(gama=3)", "unknown argument of weighting 'min_snr': 'gama'. Did you mean 'gamma'"),
+    (
+      "diffusion.weighting=min_snr(gama=3)",
+      "unknown argument of weighting 'min_snr': 'gama'. Did you mean 'gamma'",
+    ),
     ("task=denois", "unknown task 'denois'. Did you mean 'denoise'"),
   ):
     with pytest.raises(UserError) as told:
