@@ -83,6 +83,18 @@ def get_config() -> ConfigDict:
   return c
 
 
+def short_run(c: ConfigDict) -> None:
+  """Hyperparameters of a small network that has minutes, not days: a high rate that falls to 0, a short average."""
+  c.optim.learning_rate = 1e-3
+  c.optim.warmup_steps = 50
+  c.optim.decay = "cosine"
+  c.optim.ema_decay = 0.995
+  c.optim.ema_start_step = 100
+  c.train.batch_size = 64
+  c.train.sample_every = 500
+  c.train.checkpoint_every = 500
+
+
 def fashion_mnist(c: ConfigDict) -> None:
   """60,000 garments, 28x28 gray, padded to 32x32.  Debian and Ubuntu: apt-get install dataset-fashion-mnist."""
   c.data.source = "idx:/usr/share/datasets/fashion-mnist"

@@ -39,29 +39,17 @@ def get_config(preset: str = "") -> ConfigDict:
 
 def digits(c: ConfigDict) -> None:
   c.model.update(dit.SIZES["tiny"])
-  c.optim.learning_rate = 1e-3
-  c.optim.warmup_steps = 50
-  c.optim.decay = "cosine"
-  c.optim.ema_decay = 0.995
-  c.optim.ema_start_step = 100
-  c.train.steps = 1200
-  c.train.batch_size = 128
-  c.train.sample_every = 300
-  c.train.checkpoint_every = 300
+  base.short_run(c)
+  c.train.steps = 1800
 
 
 def fashion_mnist(c: ConfigDict) -> None:
   base.fashion_mnist(c)
   c.model.update(dit.SIZES["tiny"] | {"patch_size": 4})
-  c.optim.learning_rate = 1e-3
-  c.optim.warmup_steps = 100
-  c.optim.decay = "cosine"
-  c.optim.ema_decay = 0.999
+  base.short_run(c)
+  c.optim.ema_decay = 0.998
   c.optim.ema_start_step = 500
-  c.train.steps = 6000
-  c.train.batch_size = 128
-  c.train.sample_every = 1000
-  c.train.checkpoint_every = 1000
+  c.train.steps = 3500
 
 
 def cifar10(c: ConfigDict) -> None:

@@ -11,6 +11,7 @@ Figures: docs/RESULTS.md.
 from ml_collections import ConfigDict
 
 from configs import base
+from jaxdiff.models import unet
 
 
 def get_config(preset: str = "") -> ConfigDict:
@@ -19,13 +20,14 @@ def get_config(preset: str = "") -> ConfigDict:
   c.model.name = "unet"
   c.model.num_classes = 10  # 0: unconditional
   c.model.channels = c.data.get_ref("channels")
+  c.model.null_class = True  # a label that says "none", which guidance needs
   c.model.learn_sigma = False  # predict a variance too (2C channels)
   c.model.width = 64  # channels at full resolution
   c.model.channel_mults = (1, 2)  # channels of each level, in multiples of width
   c.model.num_blocks = 2  # residual blocks a level
   c.model.attention_sizes = (4,)  # feature-map sizes that get self-attention
-  c.model.heads = 0  # attention heads; 0: as many as head_channels says
-  c.model.head_channels = 64  # channels of a head
+  c.model.heads = 1  # attention heads, where head_channels is 0
+  c.model.head_channels = 32  # channels of a head
   c.model.scale_shift = True  # condition by scale and shift after the norm; False adds
   c.model.resblock_updown = False  # change resolution inside a residual block; False: by a convolution
   c.model.dropout = 0.0
@@ -38,42 +40,27 @@ def get_config(preset: str = "") -> ConfigDict:
 
 
 def digits(c: ConfigDict) -> None:
-  c.optim.learning_rate = 1e-3
-  c.optim.warmup_steps = 50
-  c.optim.decay = "cosine"
-  c.optim.ema_decay = 0.995
-  c.optim.ema_start_step = 100
-  c.train.steps = 1200
-  c.train.batch_size = 128
-  c.train.sample_every = 300
-  c.train.checkpoint_every = 300
+  c.model.width = 32
+  base.short_run(c)
+  c.train.steps = 1500
 
 
 def fashion_mnist(c: ConfigDict) -> None:
   base.fashion_mnist(c)
   c.model.width = 32
-  c.model.channel_mults = (1, 2, 4)
+  c.model.channel_mults = (1, 2, 2)
+  c.model.num_blocks = 1
   c.model.attention_sizes = (8,)
-  c.optim.learning_rate = 1e-3
-  c.optim.warmup_steps = 100
-  c.optim.decay = "cosine"
-  c.optim.ema_decay = 0.999
+  base.short_run(c)
   c.optim.ema_start_step = 500
-  c.train.steps = 5000
-  c.train.batch_size = 64
-  c.train.sample_every = 1000
-  c.train.checkpoint_every = 1000
+  c.train.batch_size = 32
+  c.train.steps = 2000
 
 
 def cifar10(c: ConfigDict) -> None:
   """The network of Ho et al. 2020, appendix B, with labels."""
   base.cifar10(c)
-  c.model.width = 128
-  c.model.channel_mults = (1, 2, 2, 2)
-  c.model.attention_sizes = (16,)
-  c.model.heads = 1
-  c.model.scale_shift = False
-  c.model.dropout = 0.1
+  c.model.update(unet.PRESETS["ddpm_cifar10"] | {"num_classes": 10})
   c.model.dtype = "bfloat16"
   c.optim.learning_rate = 2e-4
   c.optim.warmup_steps = 5000
@@ -83,12 +70,7 @@ def cifar10(c: ConfigDict) -> None:
 def imagenet64(c: ConfigDict) -> None:
   """The 64x64 class-conditional network of Dhariwal & Nichol 2021, table 4."""
   base.imagenet64(c)
-  c.model.width = 192
-  c.model.channel_mults = (1, 2, 3, 4)
-  c.model.num_blocks = 3
-  c.model.attention_sizes = (32, 16, 8)
-  c.model.resblock_updown = True
-  c.model.dropout = 0.1
+  c.model.update(unet.PRESETS["adm_imagenet64"] | {"null_class": True, "learn_sigma": False})
   c.model.dtype = "bfloat16"
   c.train.batch_size = 2048
   c.train.steps = 540_000

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import jax
 from jaxdiff import (
   checkpoints,
   configuration,
+  data,
   metrics,
   optim,
   parallel,
@@ -28,7 +29,6 @@ from jaxdiff import (
   summary,
   tasks,
 )
-from jaxdiff.data import pipeline, sources
 from jaxdiff.errors import UserError
 from jaxdiff.files import write_atomically
 from jaxdiff.train_step import TrainStep, make_train_step
@@ -46,14 +46,16 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None
   t, is_first = config.train, jax.process_index() == 0
   sample.check(config)
   checkpoints.prepare_workdir(workdir)
-  source = sources.load(config.data.source, config.data.split, skip_unreadable=config.data.skip_unreadable)
-  pipeline.check_labels(source, config.model.num_classes)
+  source = data.load(config.data.source, config.data.split, skip_unreadable=config.data.skip_unreadable)
+  data.check_labels(source, config.model.num_classes)
   tx = optim.make_optimizer(config.optim, t.steps)
   task = tasks.make(config, tx)
   strategy = parallel.make(config.parallel, t.batch_size)
   run = _record(config, source)
 
-  with contextlib.closing(checkpoints.open_manager(workdir, t.keep_checkpoints, t.keep_every)) as manager:
+  with contextlib.ExitStack() as stack:
+    manager = checkpoints.open_manager(workdir, t.keep_checkpoints, t.keep_every)
+    stack.callback(manager.close)
     checkpoints.check_same_run(manager, run, allow_config_change)
     make_state = functools.partial(tasks.initial_state, config, task)
     restored = checkpoints.restore(manager, strategy.abstract(make_state))
@@ -63,37 +65,35 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None
       logger.info("This run is complete: %d of %d steps (config.train.steps) in %s.", start, t.steps, workdir)
       return
     write_atomically(workdir / "config.json", lambda file: file.write(configuration.to_json(config).encode()))
-    batches = _batches(source, config, strategy, start)
+    batches = stack.enter_context(contextlib.closing(_batches(source, config, strategy, start)))
     batch = next(batches)
     step = _compile(make_train_step(task, tx), state, batch, strategy, config, len(source))
     preview = sample.make_preview(config, task, strategy.place_rows, source.label_names, workdir)
     window, watch = metrics.Window(), metrics.Stopwatch(start)
 
-    with (
-      signals.stop_request() as stop,
-      reporting.open_log(workdir, resume_step=start, enabled=is_first) as log,
-      reporting.progress(t.steps, initial=start, enabled=is_first) as bar,
-    ):
-      for number in range(start + 1, t.steps + 1):
-        state, measured = step(state, batch)
-        window.push(number, measured)
-        bar.update()
-        batch = next(batches)
-        ends = number == t.steps or bool(stop)
-        saves = ends or number % t.checkpoint_every == 0
+    stop = stack.enter_context(signals.stop_request())
+    log = stack.enter_context(reporting.open_log(workdir, resume_step=start, enabled=is_first))
+    bar = stack.enter_context(reporting.progress(t.steps, initial=start, enabled=is_first))
+    for number in range(start + 1, t.steps + 1):
+      state, measured = step(state, batch)
+      window.push(number, measured)
+      bar.update()
+      batch = next(batches)
+      ends = number == t.steps or bool(stop)
+      saves = ends or number % t.checkpoint_every == 0
+      if saves:
+        _report(window.collect(), log, bar, watch, manager, t.batch_size)
+      elif number % t.log_every == 1 % t.log_every:
+        # Only steps that are over are read: the device has the newest one to do meanwhile.
+        _report(window.collect(until=number - 1), log, bar, watch, manager, t.batch_size)
+      with watch.paused():
+        if number == t.steps or (t.sample_every and number % t.sample_every == 0):
+          log.image(number, "samples", preview(strategy.fetch(state), number))
         if saves:
-          _report(window.collect(), log, bar, watch, manager, t.batch_size)
-        elif number % t.log_every == 1 % t.log_every:
-          # Only steps that are over are read: the device has the newest one to do meanwhile.
-          _report(window.collect(until=number - 1), log, bar, watch, manager, t.batch_size)
-        with watch.paused():
-          if number == t.steps or (t.sample_every and number % t.sample_every == 0):
-            log.image(number, "samples", preview(strategy.fetch(state), number))
-          if saves:
-            position = {"examples": number * t.batch_size}
-            checkpoints.save(manager, number, strategy.fetch(state), run | position)
-        if ends:  # as decided above: a signal that has come since is served after the next step
-          break
+          position = {"examples": number * t.batch_size}
+          checkpoints.save(manager, number, strategy.fetch(state), run | position)
+      if ends:  # as decided above: a signal that has come since is served after the next step
+        break
     checkpoints.finish(manager)
 
   if number < t.steps:
@@ -105,12 +105,12 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None
   logger.info("Done: %d steps. Samples, loss.png, denoising.png and checkpoints are in %s.", number, workdir)
 
 
-def _record(config: Any, source: sources.Source) -> dict[str, Any]:
+def _record(config: Any, source: data.Source) -> dict[str, Any]:
   """What a checkpoint says of its run beside the state: plain JSON values."""
   return {
     "config": config.to_dict(),
     "label_names": list(source.label_names),
-    "data": pipeline.fingerprint(source, config.data, batch_size=config.train.batch_size, seed=config.seed),
+    "data": data.fingerprint(source, config.data, batch_size=config.train.batch_size, seed=config.seed),
   }
 
 
@@ -126,9 +126,11 @@ def _compile(
   return compiled
 
 
-def _batches(source: Any, config: Any, strategy: parallel.Strategy, start: int) -> Iterator[Batch]:
+def _batches(
+  source: data.Source, config: Any, strategy: parallel.Strategy, start: int
+) -> Generator[Batch, None, None]:
   """The run's batches from step `start` on, each already on its way to the devices."""
-  stream = pipeline.stream(
+  stream = data.stream(
     source,
     config.data,
     batch_size=config.train.batch_size,
@@ -137,7 +139,7 @@ def _batches(source: Any, config: Any, strategy: parallel.Strategy, start: int) 
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  return pipeline.device_prefetch(stream, strategy.place_batch)
+  return data.device_prefetch(stream, strategy.place_batch)
 
 
 def _report(

@@ -55,7 +55,7 @@ def test_overrides_take_the_type_of_what_they_replace(config, argument, key, val
   [
     ("--config.model.widht=3", "there is no config.model.widht. Did you mean config.model.width?"),
     ("--config.trian.steps=3", "Did you mean config.train.steps?"),
-    ("--config.train.steps=abc", "config.train.steps takes a whole number (now 1200), not 'abc'."),
+    ("--config.train.steps=abc", "config.train.steps takes a whole number (now 1800), not 'abc'."),
     ("--config.train.steps=2.5", "config.train.steps takes a whole number"),
     ("--config.sample.clip=maybe", "config.sample.clip takes true or false (now True), not 'maybe'."),
     ("--config.sample.labels=a,b", "config.sample.labels takes a list as in 0,1,2"),

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,7 +21,7 @@ Placed = TypeVar("Placed")
 
 def device_prefetch(
   batches: Iterator[HostBatch], place: Callable[[HostBatch], Placed], depth: int = 2
-) -> Iterator[Placed]:
+) -> Generator[Placed, None, None]:
   """The batches, each handed to `place` (a transfer to the device, which returns at once) `depth` batches early."""
   queue: collections.deque[Placed] = collections.deque()
   try:

@@ -27,7 +27,12 @@ from jaxdiff.types import (
 
 
 def make(config: Any, tx: optax.GradientTransformation) -> Task:
-  """The denoising task of a config (its sections `model` and `diffusion`), trained by tx."""
+  """The denoising task of a config (its sections `model` and `diffusion`), trained by tx.
+
+  Raises UserError for an unknown name, and for a network that predicts a variance, which has no loss here.
+  """
+  if config.model.learn_sigma:
+    raise UserError("a learned variance (config.model.learn_sigma=True) has no training loss here. Use False.")
   module = models.build(config.model)
   diffusion = config.diffusion
   schedule = configuration.build(diffusion.schedule, schedules.SCHEDULES, "schedule")
