@@ -1,0 +1,1 @@
+"""The same networks in plain PyTorch, to measure against. Nothing in jaxdiff imports this."""

@@ -1,0 +1,50 @@
+"""Networks. `build` makes the one that a config's model section describes.
+
+Every network is called as module.apply({"params": p}, z, t, cond, train=False) -> f32[B,H,W,C], where z is
+f32[B,H,W,C], t f32[B] the model time (NoiseSchedule.model_time) and cond a types.Cond. With train=True it
+may need rngs={"dropout": key}. A new network is a file here and a line in MODELS.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from jaxdiff import errors
+from jaxdiff.models.dit import DiT
+from jaxdiff.models.unet import UNet
+
+MODELS: dict[str, type[DiT | UNet]] = {"dit": DiT, "unet": UNet}
+
+
+def build(config_model: Any) -> nn.Module:
+  """The Linen module that a config's model section describes: `name` says which, the other keys are its fields.
+
+  Raises: UserError for an unknown name or key, and for settings that do not fit together.
+  """
+  settings = _items(config_model)
+  name = settings.pop("name", None)
+  if name not in MODELS:
+    raise errors.unknown("model (config.model.name)", name, MODELS)
+  known = [field.name for field in dataclasses.fields(MODELS[name]) if field.name not in ("parent", "name")]
+  for key in settings:
+    if key not in known:
+      raise errors.unknown(f"key of a {name} in config.model", key, known)
+  module = MODELS[name](**{key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()})
+  module.check()
+  return module
+
+
+def tokens(config_model: Any, image_size: int) -> int:
+  """How many positions the network works on for one image: patches of a DiT, pixels of a UNet."""
+  return (image_size // getattr(build(config_model), "patch_size", 1)) ** 2
+
+
+def _items(config_model: Any) -> dict[str, Any]:
+  """A mapping's (or ConfigDict's) or object's entries as a dict."""
+  if isinstance(config_model, Mapping) or hasattr(config_model, "items"):
+    return dict(config_model.items())
+  return dict(vars(config_model))
