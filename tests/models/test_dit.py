@@ -179,8 +179,9 @@ def test_every_parameter_has_a_gradient():
 def test_the_backward_pass_recomputes_nothing():
   """Normalisation written so that XLA:CPU fuses it into what follows multiplies the work of a step (DESIGN.md).
 
-  What it would recompute shows as more instructions per block; products of matrices: 7 forward (qkv, q k^T,
-  attention v, out, two of the MLP, modulation), twice as many backward.
+  Counted for one block, forward and backward. With LayerNorm spelt out inline: 431 multiplications and 2470
+  instructions. Products of matrices: 7 forward (qkv, q k^T, attention v, out, two of the MLP, modulation), and
+  twice as many backward.
   """
 
   def grad_text(depth):
@@ -188,16 +189,15 @@ def test_the_backward_pass_recomputes_nothing():
     loss = lambda p: jnp.square(module.apply({"params": p}, *arguments)).mean()
     return jax.jit(jax.grad(loss)).lower(params).compile().as_text()
 
-  def count(text, pattern):
-    return len(re.findall(pattern, text))
-
   two, four = grad_text(2), grad_text(4)
-  dots, tanhs, all_of_it = (
-    (count(four, p) - count(two, p)) / 2 for p in (r" dot\(", r" tanh\(", r"(?m)^ +(?:ROOT )?%?[\w.-]+ = ")
-  )
-  assert dots <= 21
-  assert tanhs <= 3
-  assert all_of_it < 1000
+
+  def a_block(pattern):
+    return (len(re.findall(pattern, four)) - len(re.findall(pattern, two))) / 2
+
+  assert a_block(r" dot\(") <= 21
+  assert a_block(r" tanh\(") <= 1
+  assert a_block(r" multiply\(") <= 150
+  assert a_block(r"(?m)^ +(?:ROOT )?%?[\w.-]+ = ") <= 1200
 
 
 @pytest.mark.parametrize(
