@@ -51,7 +51,7 @@ def mesh(config: Any, batch_size: int, devices: Sequence[jax.Device] | None = No
   split = NamedSharding(grid, P(("data", "fsdp")))
 
   def init(make: Callable[[], PyTree]) -> PyTree:
-    return jax.jit(make, out_shardings=_state_shardings(grid, jax.eval_shape(make)))()
+    return _run_once(make, out_shardings=_state_shardings(grid, jax.eval_shape(make)))
 
   def abstract(make: Callable[[], PyTree]) -> PyTree:
     shapes = jax.eval_shape(make)
@@ -91,7 +91,7 @@ def pmap(config: Any, batch_size: int, devices: Sequence[jax.Device] | None = No
     return mapped.lower(state, batch)
 
   return Strategy(
-    init=lambda make: place_state(jax.jit(make)()),
+    init=lambda make: place_state(_run_once(make)),
     abstract=lambda make: jax.tree.map(lambda a: _with_sharding(a, one_device), jax.eval_shape(make)),
     place_state=place_state,
     place_batch=place_batch,
@@ -122,6 +122,12 @@ def _state_shardings(grid: Mesh, state: PyTree) -> PyTree:
     return NamedSharding(grid, P(*(None,) * largest, "fsdp"))
 
   return jax.tree.map(sharding, state)
+
+
+def _run_once(make: Callable[[], PyTree], out_shardings: PyTree = None) -> PyTree:
+  """make(), compiled.  On a CPU without optimisation: drawing parameters runs once, and compiling it well takes longer."""
+  options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+  return jax.jit(make, out_shardings=out_shardings, compiler_options=options)()
 
 
 def _with_sharding(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

@@ -32,7 +32,9 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
   Raises UserError for an unknown name, and for a network that predicts a variance, which has no loss here.
   """
   if config.model.learn_sigma:
-    raise UserError("a learned variance (config.model.learn_sigma=True) has no training loss here. Use False.")
+    raise UserError(
+      "a learned variance (config.model.learn_sigma=True) has no training loss here. Use False."
+    )
   module = models.build(config.model)
   diffusion = config.diffusion
   schedule = configuration.build(diffusion.schedule, schedules.SCHEDULES, "schedule")
