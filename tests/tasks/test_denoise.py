@@ -89,6 +89,10 @@ def test_unknown_names_in_a_config_are_told():
       "diffusion.weighting=min_snr(gama=3)",
       "unknown argument of weighting 'min_snr': 'gama'. Did you mean 'gamma'",
     ),
+    (
+      "model.learn_sigma=true",
+      "a learned variance (config.model.learn_sigma=True) has no training loss here",
+    ),
     ("task=denois", "unknown task 'denois'. Did you mean 'denoise'"),
   ):
     with pytest.raises(UserError) as told:
