@@ -12,6 +12,7 @@ import optax
 from jaxdiff import configuration, models
 from jaxdiff.data import pixels
 from jaxdiff.diffusion import losses, parameterization, schedules
+from jaxdiff.errors import UserError
 from jaxdiff.types import (
   NULL_LABEL,
   Array,
