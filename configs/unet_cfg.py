@@ -54,7 +54,7 @@ def fashion_mnist(c: ConfigDict) -> None:
   base.short_run(c)
   c.optim.ema_start_step = 500
   c.train.batch_size = 32
-  c.train.steps = 2000
+  c.train.steps = 1500
 
 
 def cifar10(c: ConfigDict) -> None:

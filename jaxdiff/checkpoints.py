@@ -40,12 +40,23 @@ def prepare_workdir(workdir: Path) -> None:
 
 def open_manager(workdir: Path, keep: int = 1, keep_every: int = 0) -> Manager:
   """Orbax's manager of a run's checkpoints: the last `keep` stay, and every one whose step divides by keep_every."""
-  options = ocp.CheckpointManagerOptions(
-    max_to_keep=keep,
-    keep_period=keep_every or None,
-    enable_async_checkpointing=True,
-    cleanup_tmp_directories=True,
+  return _manager(
+    workdir,
+    ocp.CheckpointManagerOptions(
+      max_to_keep=keep,
+      keep_period=keep_every or None,
+      enable_async_checkpointing=True,
+      cleanup_tmp_directories=True,
+    ),
   )
+
+
+def open_for_reading(workdir: Path) -> Manager:
+  """A manager that changes nothing: the run may be another process's, in the middle of a save, or on a read-only disk."""
+  return _manager(workdir, ocp.CheckpointManagerOptions(read_only=True, create=False))
+
+
+def _manager(workdir: Path, options: ocp.CheckpointManagerOptions) -> Manager:
   handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
   return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options, item_handlers=handlers)
 
@@ -74,39 +85,37 @@ def finish(manager: Manager) -> None:
     raise _failed(manager, error) from error
 
 
-def latest_run(manager: Manager) -> tuple[int, dict[str, Any]] | None:
-  """(step, run record) of the newest checkpoint that can be restored, or None where there is none."""
-  for step in sorted(manager.all_steps(), reverse=True):
-    try:
-      record = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
-      return step, record["run"]
-    except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise many kinds
-      _set_aside(manager, step, error)
-  return None
-
-
-def restore(manager: Manager, abstract: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
+def restore(
+  manager: Manager, abstract: PyTree, set_aside: bool = True
+) -> tuple[PyTree, dict[str, Any]] | None:
   """(state, run record) of the newest readable checkpoint, or None where there is none.
 
   `abstract` gives the tree, shapes, dtypes and shardings to restore to (jax.ShapeDtypeStruct leaves, or arrays).
-  A damaged checkpoint is told of, set aside as `damaged/<step>`, and the one before it is taken.  A checkpoint of
-  another tree, shape or dtype is a UserError: the config does not fit it, and an older one would not either.
+  A damaged checkpoint is told of and, with set_aside, moved to `damaged/<step>`; the one before it is taken.  A
+  checkpoint of another tree, shape or dtype is a UserError: the config does not fit it, and an older one would not either.
   """
-  while (newest := latest_run(manager)) is not None:
-    step, run = newest
+  for step in sorted(manager.all_steps(), reverse=True):
     try:
-      stored = manager.item_metadata(step)["state"]
-      if stored is None:
-        raise ValueError("the description of its arrays cannot be read")
+      run, stored = _describe(manager, step)
     except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise many kinds
-      _set_aside(manager, step, error)
+      _pass_over(manager, step, error, set_aside)
       continue
     _check_structure(abstract, stored, step)
     try:
       restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
       return restored["state"], run
     except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise many kinds
-      _set_aside(manager, step, error)
+      _pass_over(manager, step, error, set_aside)
+  return None
+
+
+def latest_run(manager: Manager) -> dict[str, Any] | None:
+  """The run record of the newest checkpoint whose description is readable; damaged ones are set aside."""
+  for step in sorted(manager.all_steps(), reverse=True):
+    try:
+      return _describe(manager, step)[0]
+    except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise many kinds
+      _pass_over(manager, step, error, set_aside=True)
   return None
 
 
@@ -115,10 +124,9 @@ def check_same_run(manager: Manager, run: dict[str, Any], allow_change: bool) ->
 
   config.sample may differ: it draws images, it does not train.  With allow_change a difference is only told.
   """
-  newest = latest_run(manager)
-  if newest is None:
+  saved = latest_run(manager)
+  if saved is None:
     return
-  saved = newest[1]
   changed = configuration.differences(saved["config"], run["config"], ignore=("sample",))
   changed += [f"data {line}" for line in configuration.differences(saved["data"], run["data"])]
   if not changed:
@@ -154,15 +162,28 @@ def _leaves(tree: PyTree) -> dict[str, str]:
   return {jax.tree_util.keystr(path, simple=True, separator="."): describe(leaf) for path, leaf in leaves}
 
 
-def _set_aside(manager: Manager, step: int, error: Exception) -> None:
-  """Moves a damaged checkpoint out of the way, so that its step can be saved again, and says so."""
-  source = Path(str(manager.directory)) / str(step)
-  target = source.parent.parent / "damaged" / str(step)
-  target.parent.mkdir(exist_ok=True)
-  source.rename(target)
-  manager.reload()
+def _describe(manager: Manager, step: int) -> tuple[dict[str, Any], PyTree]:
+  """The run record of a checkpoint, and what its state's arrays are.  Raises all kinds of errors where it is damaged."""
+  record = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
+  stored = manager.item_metadata(step)["state"]
+  if stored is None:
+    raise ValueError("the description of its arrays cannot be read")
+  return record["run"], stored
+
+
+def _pass_over(manager: Manager, step: int, error: Exception, set_aside: bool) -> None:
+  """Says that a checkpoint is damaged and, if asked to, moves it out of the way of the next save of its step."""
   reason = str(error).splitlines()[0][:200]
-  logger.warning("The checkpoint of step %d is damaged (%s). It is set aside in %s.", step, reason, target)
+  logger.warning("The checkpoint of step %d is damaged (%s). The one before it is taken.", step, reason)
+  if set_aside:
+    source = Path(str(manager.directory)) / str(step)
+    folder = source.parent.parent / "damaged"
+    folder.mkdir(exist_ok=True)
+    earlier = len(list(folder.glob(f"{step}*")))  # the same step may be damaged more than once
+    target = folder / (f"{step}-{earlier}" if earlier else str(step))
+    source.rename(target)
+    manager.reload()
+    logger.warning("It is kept in %s.", target)
 
 
 def _failed(manager: Manager, error: Exception) -> UserError:

@@ -117,8 +117,11 @@ def run(config: Any, workdir: Path) -> None:
   batch_size = _multiple(min(s.batch_size, s.num))
   strategy = parallel.mesh(config.parallel, batch_size)
   task = tasks.make(config, optim.make_optimizer(config.optim, config.train.steps))
-  with contextlib.closing(checkpoints.open_manager(workdir)) as manager:
-    restored = checkpoints.restore(manager, strategy.abstract(lambda: tasks.initial_state(config, task)))
+  restored = None
+  if (workdir / checkpoints.FOLDER).is_dir():
+    with contextlib.closing(checkpoints.open_for_reading(workdir)) as manager:
+      abstract = strategy.abstract(lambda: tasks.initial_state(config, task))
+      restored = checkpoints.restore(manager, abstract, set_aside=False)
   if restored is None:
     raise UserError(f"there is no checkpoint in {str(workdir)!r}. Train first, or give another --workdir.")
   state, record = restored

@@ -43,7 +43,7 @@ def raw(state):
 def test_a_restored_state_is_the_saved_one_bit_for_bit(manager, state, tmp_path):
   checkpoints.save(manager, 4, state, RUN)
   checkpoints.finish(manager)
-  fresh = checkpoints.open_manager(tmp_path)
+  fresh = checkpoints.open_for_reading(tmp_path)
   restored, run = checkpoints.restore(fresh, jax.eval_shape(lambda: state))
   assert equal(raw(restored), raw(state))
   assert restored.rng.dtype == state.rng.dtype
@@ -115,6 +115,9 @@ def test_a_damaged_checkpoint_is_told_of_set_aside_and_the_one_before_is_taken(
   checkpoints.save(fresh, 4, state, RUN)
   checkpoints.finish(fresh)
   assert sorted(fresh.all_steps()) == [2, 4]
+  damage(tmp_path / "checkpoints" / "4")  # again, and nothing of the first is lost
+  assert checkpoints.restore(checkpoints.open_manager(tmp_path), jax.eval_shape(lambda: state)) is not None
+  assert sorted(p.name for p in (tmp_path / "damaged").iterdir()) == ["4", "4-1"]
 
 
 def test_another_tree_or_shape_is_a_config_error_and_never_a_fallback(manager, state, tmp_path):
@@ -152,3 +155,18 @@ def test_a_workdir_that_cannot_be_made_is_told(tmp_path):
     UserError, match=r"cannot write to the workdir .*file/run': Not a directory\. .*--workdir"
   ):
     checkpoints.prepare_workdir(tmp_path / "file" / "run")
+
+
+def test_reading_changes_nothing_on_disk(tmp_path, state):
+  manager = checkpoints.open_manager(tmp_path, keep=3)
+  for step in (2, 4):
+    checkpoints.save(manager, step, state.replace(step=jnp.asarray(step)), RUN)
+  checkpoints.finish(manager)
+  damage_arrays(tmp_path / "checkpoints" / "4")
+  (tmp_path / "checkpoints" / "6.orbax-checkpoint-tmp-1").mkdir()  # what a save under way looks like
+  before = sorted(tmp_path.rglob("*"))
+  reader = checkpoints.open_for_reading(tmp_path)
+  restored, _ = checkpoints.restore(reader, jax.eval_shape(lambda: state), set_aside=False)
+  reader.close()
+  assert int(restored.step) == 2
+  assert sorted(tmp_path.rglob("*")) == before
