@@ -11,6 +11,8 @@ import pytest
 from tests import small
 from tests.test_main import equal, last_state
 
+pytestmark = pytest.mark.slow
+
 RUN = (
   "--config", "configs/dit_cfg.py", *(f"--{line}" for line in small.arguments()),
   "--config.train.steps=400", "--config.train.checkpoint_every=20", "--config.train.sample_every=0",
