@@ -62,6 +62,7 @@ def setup_logging(verbosity: int | str = logging.INFO) -> None:
   logger.propagate = False  # absl puts a handler of its own on the root logger
   for name in CHATTY:
     logging.getLogger(name).setLevel(logging.WARNING)
+  logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns there of what was asked for (a read-only manager)
 
 
 # The progress bar
