@@ -62,7 +62,8 @@ def setup_logging(verbosity: int | str = logging.INFO) -> None:
   logger.propagate = False  # absl puts a handler of its own on the root logger
   for name in CHATTY:
     logging.getLogger(name).setLevel(logging.WARNING)
-  logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns there of what was asked for (a read-only manager)
+  # There Orbax warns of what was asked for, a manager that only reads.
+  logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 # The progress bar
