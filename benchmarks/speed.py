@@ -67,8 +67,11 @@ class Case(NamedTuple):
 CASES = {
   "dit_train": Case(DIT, 32, 16, 0, floor=0.95),
   "unet_train": Case(UNET, 32, 8, 0, floor=0.88),
-  "dit_sample": Case(DIT, 32, 16, 10, floor=1.4),
-  "tiny_sample": Case(DIGITS, 8, 16, 10, floor=3.0, runs=5),
+  "dit_sample_1": Case(DIT, 32, 1, 10, floor=1.4),
+  "dit_sample_16": Case(DIT, 32, 16, 10, floor=1.4),
+  "tiny_sample_1": Case(DIGITS, 8, 1, 10, floor=3.0, runs=20),
+  "tiny_sample_4": Case(DIGITS, 8, 4, 10, floor=3.0, runs=10),
+  "tiny_sample_16": Case(DIGITS, 8, 16, 10, floor=3.0, runs=5),
 }
 
 
