@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -94,12 +95,7 @@ def restore(
   A damaged checkpoint is told of and, with set_aside, moved to `damaged/<step>`; the one before it is taken.  A
   checkpoint of another tree, shape or dtype is a UserError: the config does not fit it, and an older one would not either.
   """
-  for step in sorted(manager.all_steps(), reverse=True):
-    try:
-      run, stored = _describe(manager, step)
-    except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise many kinds
-      _pass_over(manager, step, error, set_aside)
-      continue
+  for step, run, stored in _readable(manager, set_aside):
     _check_structure(abstract, stored, step)
     try:
       restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
@@ -111,12 +107,7 @@ def restore(
 
 def latest_run(manager: Manager) -> dict[str, Any] | None:
   """The run record of the newest checkpoint whose description is readable; damaged ones are set aside."""
-  for step in sorted(manager.all_steps(), reverse=True):
-    try:
-      return _describe(manager, step)[0]
-    except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise many kinds
-      _pass_over(manager, step, error, set_aside=True)
-  return None
+  return next((run for _, run, _ in _readable(manager, set_aside=True)), None)
 
 
 def check_same_run(manager: Manager, run: dict[str, Any], allow_change: bool) -> None:
@@ -162,13 +153,18 @@ def _leaves(tree: PyTree) -> dict[str, str]:
   return {jax.tree_util.keystr(path, simple=True, separator="."): describe(leaf) for path, leaf in leaves}
 
 
-def _describe(manager: Manager, step: int) -> tuple[dict[str, Any], PyTree]:
-  """The run record of a checkpoint, and what its state's arrays are.  Raises all kinds of errors where it is damaged."""
-  record = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
-  stored = manager.item_metadata(step)["state"]
-  if stored is None:
-    raise ValueError("the description of its arrays cannot be read")
-  return record["run"], stored
+def _readable(manager: Manager, set_aside: bool) -> Iterator[tuple[int, dict[str, Any], PyTree]]:
+  """(step, run record, description of the state's arrays) of each checkpoint that has them, the newest first."""
+  for step in sorted(manager.all_steps(), reverse=True):
+    try:
+      record = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
+      stored = manager.item_metadata(step)["state"]
+      if stored is None:
+        raise ValueError("the description of its arrays cannot be read")
+    except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise many kinds
+      _pass_over(manager, step, error, set_aside)
+      continue
+    yield step, record["run"], stored
 
 
 def _pass_over(manager: Manager, step: int, error: Exception, set_aside: bool) -> None:
