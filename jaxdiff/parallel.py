@@ -19,19 +19,20 @@ from jaxdiff.types import PyTree
 class Strategy(NamedTuple):
   """What the loop needs of a strategy."""
 
-  init: Callable[[Callable[[], PyTree]], PyTree]  # (() -> state), to the state on its devices
-  abstract: Callable[
-    [Callable[[], PyTree]], PyTree
-  ]  # (() -> state), to the shapes, dtypes and places to restore to
-  place_state: Callable[[PyTree], PyTree]  # a restored state to its devices
-  place_batch: Callable[[PyTree], PyTree]  # this process's share of a batch, NumPy, to its devices
-  place_rows: Callable[[PyTree], PyTree]  # rows to draw images for, to where a fetched state can meet them
-  lower: Callable[
-    [Callable[..., Any], PyTree, PyTree], jax.stages.Lowered
-  ]  # (step, state, batch), state donated
-  fetch: Callable[
-    [PyTree], PyTree
-  ]  # a placed state, or part of it, without the axis of devices, if it has one
+  # (() -> state), to the state on its devices
+  init: Callable[[Callable[[], PyTree]], PyTree]
+  # (() -> state), to the shapes, dtypes and places to restore to
+  abstract: Callable[[Callable[[], PyTree]], PyTree]
+  # a restored state to its devices
+  place_state: Callable[[PyTree], PyTree]
+  # this process's share of a batch, NumPy, to its devices
+  place_batch: Callable[[PyTree], PyTree]
+  # rows to draw images for, to where a fetched state can meet them
+  place_rows: Callable[[PyTree], PyTree]
+  # (step, state, batch), state donated
+  lower: Callable[[Callable[..., Any], PyTree, PyTree], jax.stages.Lowered]
+  # a placed state, or part of it, without the axis of devices, if it has one
+  fetch: Callable[[PyTree], PyTree]
 
 
 def mesh(config: Any, batch_size: int, devices: Sequence[jax.Device] | None = None) -> Strategy:
@@ -134,9 +135,8 @@ def _with_sharding(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding)
   return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 
-SMALL_LEAF = (
-  2**14
-)  # elements; below this, splitting a leaf costs more in communication than it saves in memory
+# Elements; below this, splitting a leaf costs more in communication than it saves in memory.
+SMALL_LEAF = 2**14
 STRATEGIES = {"mesh": mesh, "pmap": pmap}
 
 

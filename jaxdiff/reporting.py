@@ -23,7 +23,7 @@ from jaxdiff.files import unwritable, write_atomically
 
 logger = logging.getLogger("jaxdiff")
 
-CHATTY = ("absl", "orbax", "grain", "jax", "jaxlib", "tensorflow_datasets", "matplotlib", "PIL")
+CHATTY = ("orbax", "grain", "jax", "jaxlib", "tensorflow_datasets", "matplotlib", "PIL")
 PLAIN_LINE_SECONDS = 15  # how often progress is told where no bar can be drawn
 
 

@@ -129,17 +129,13 @@ def check_seed(seed: int) -> int:
   return seed
 
 
+@functools.lru_cache(maxsize=4)  # a batch may lie in two epochs, and reading ahead in the next
 def order(seed: int, number: int, size: int) -> np.ndarray:
   """The rows of the source in the order of one epoch.
 
   Shapes: int64[size], a permutation.
   """
   # Not Grain's shuffle: below 65,536 examples it walks cycles, 30 us for each example of a set as small as digits.
-  return _order(seed, number, size)
-
-
-@functools.lru_cache(maxsize=4)  # a batch may lie in two epochs, and reading ahead in the next
-def _order(seed: int, number: int, size: int) -> np.ndarray:
   return np.random.Generator(np.random.PCG64([seed, number])).permutation(size)
 
 
