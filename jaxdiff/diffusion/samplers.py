@@ -42,7 +42,8 @@ def ddim(eta: float | Array = 0.0) -> Sampler:
     _, variance = schedules.posterior(schedule, prediction.x, z, t, s)
     added = eta**2 * jnp.maximum(variance, 0)
     kept = jnp.sqrt(jnp.maximum(sigma_s**2 - added, 0))
-    return alpha_s * prediction.x + kept * prediction.eps + jnp.sqrt(added) * noise_like(key, z), carry
+    z_s = alpha_s * prediction.x + kept * prediction.eps
+    return jax.lax.cond(eta == 0, lambda: z_s, lambda: z_s + jnp.sqrt(added) * noise_like(key, z)), carry
 
   return Sampler(init=_no_carry, step=step)
 
