@@ -19,7 +19,7 @@ def _as_is(z: Array, alpha: Array, sigma: Array) -> Array:
 def eps() -> Parameterization:
   """The network predicts the noise: x = (z - sigma eps) / alpha.
 
-  |eps error|^2 = SNR |x error|^2.  Undefined where alpha = 0 (zero terminal SNR).  Source: Ho et al. 2020, eq. 14.
+  |eps error|^2 = SNR |x error|^2.  Undefined where alpha = 0 (zero terminal SNR, the start of a flow).  Source: Ho et al. 2020, eq. 14.
   """
 
   def decode(out: Array, z: Array, alpha: Array, sigma: Array) -> Prediction:
@@ -48,38 +48,70 @@ def x() -> Parameterization:
 
 
 def v() -> Parameterization:
-  """The network predicts v = alpha eps - sigma x: x = alpha z - sigma v, eps = sigma z + alpha v.
+  """The network predicts v = alpha eps - sigma x: x = alpha z - sigma v, eps = sigma z + alpha v, both / (alpha^2 + sigma^2).
 
-  For variance-preserving schedules only.  |v error|^2 = (SNR + 1) |x error|^2.  It divides by nothing, so it is
-  accurate at both ends of t.  Source: Salimans & Ho 2022, section 4 and appendix D.
+  That divisor is 1 for variance-preserving schedules.  |v error|^2 = (SNR + 1) |x error|^2 for these.  Accurate at both
+  ends of t.  Source: Salimans & Ho 2022, section 4 and appendix D.
   """
 
   def decode(out: Array, z: Array, alpha: Array, sigma: Array) -> Prediction:
-    return Prediction(x=alpha * z - sigma * out, eps=sigma * z + alpha * out)
+    norm = alpha**2 + sigma**2
+    return Prediction(x=(alpha * z - sigma * out) / norm, eps=(sigma * z + alpha * out) / norm)
 
   return Parameterization(
     target=lambda x, eps, alpha, sigma: alpha * eps - sigma * x,
     decode=decode,
-    error_scale=lambda alpha, sigma: (alpha / sigma) ** 2 + 1,
+    error_scale=lambda alpha, sigma: ((alpha**2 + sigma**2) / sigma) ** 2,
     encode=_as_is,
   )
 
 
 def velocity() -> Parameterization:
-  """The network predicts dz/dt of rectified flow: u = eps - x, so x = z - sigma u, eps = z + alpha u.
+  """The network predicts u = eps - x: x = z - sigma u, eps = z + alpha u, both / (alpha + sigma).
 
-  For schedules with alpha + sigma = 1 only.  |u error|^2 = |x error|^2 / sigma^2.  Source: Liu et al. 2022, eq. 1
-  (time reversed); Lipman et al. 2022, eq. 23.
+  That divisor is 1 for rectified flow, where u is dz/dt.  |u error|^2 = |x error|^2 / sigma^2 there.
+  Source: Liu et al. 2022, eq. 1 (time reversed); Lipman et al. 2022, eq. 23.
   """
 
   def decode(out: Array, z: Array, alpha: Array, sigma: Array) -> Prediction:
-    return Prediction(x=z - sigma * out, eps=z + alpha * out)
+    norm = alpha + sigma
+    return Prediction(x=(z - sigma * out) / norm, eps=(z + alpha * out) / norm)
 
   return Parameterization(
     target=lambda x, eps, alpha, sigma: eps - x,
     decode=decode,
-    error_scale=lambda alpha, sigma: 1 / sigma**2,
+    error_scale=lambda alpha, sigma: ((alpha + sigma) / sigma) ** 2,
     encode=_as_is,
+  )
+
+
+def edm(sigma_data: float = 0.5) -> Parameterization:
+  """x = c_skip z + c_out F(c_in z): the network's input and its target F both have variance 1 at every noise level.
+
+  With n = sqrt(sigma^2 + (alpha sigma_data)^2):  c_in = 1 / n, c_skip = alpha sigma_data^2 / n^2, c_out = sigma sigma_data / n.
+  For alpha = 1 these are the paper's; elsewhere they are its functions of z / alpha and sigma / alpha.  For VP and
+  sigma_data = 1, F = -v.  sigma_data: the standard deviation of the data.  |F error|^2 = |x error|^2 / c_out^2.
+  Source: Karras et al. 2022, eq. 7 and table 1.
+  """
+
+  def coefficients(alpha: Array, sigma: Array) -> tuple[Array, Array, Array]:
+    variance = sigma**2 + (alpha * sigma_data) ** 2
+    return variance**-0.5, alpha * sigma_data**2 / variance, sigma * sigma_data * variance**-0.5
+
+  def target(x: Array, eps: Array, alpha: Array, sigma: Array) -> Array:
+    """(x - c_skip z) / c_out, written so that sigma divides nothing."""
+    variance = sigma**2 + (alpha * sigma_data) ** 2
+    return (sigma * x / sigma_data - alpha * sigma_data * eps) * variance**-0.5
+
+  def decode(out: Array, z: Array, alpha: Array, sigma: Array) -> Prediction:
+    c_in, c_skip, c_out = coefficients(alpha, sigma)
+    return Prediction(x=c_skip * z + c_out * out, eps=c_in**2 * sigma * z - alpha * sigma_data * c_in * out)
+
+  return Parameterization(
+    target=target,
+    decode=decode,
+    error_scale=lambda alpha, sigma: coefficients(alpha, sigma)[2] ** -2,
+    encode=lambda z, alpha, sigma: coefficients(alpha, sigma)[0] * z,
   )
 
 
@@ -88,4 +120,5 @@ PARAMETERIZATIONS: dict[str, Callable[..., Parameterization]] = {
   "x": x,
   "v": v,
   "velocity": velocity,
+  "edm": edm,
 }

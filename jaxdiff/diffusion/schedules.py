@@ -2,7 +2,8 @@
 
   q(z_t | x) = N(alpha_t x, sigma_t^2 I),  t in [0, 1],  log-SNR = log(alpha_t^2 / sigma_t^2), falling in t.
 
-All but rectified flow are variance preserving: alpha^2 + sigma^2 = 1. A table of T discrete steps (DDPM) is a
+Three families: variance preserving (VP), alpha^2 + sigma^2 = 1; rectified flow, alpha + sigma = 1; and variance exploding
+(VE, `edm`), alpha = 1. `zero_terminal_snr` and `shifted` make another schedule of one. A table of T discrete steps (DDPM) is a
 function of continuous time too: t = (i + 1) / T is step i, and log-SNR is linear between the table's points.
 
 Every function of t is element-wise; NumPy in gives NumPy float64 out, a JAX array in gives float32 out.
@@ -97,6 +98,23 @@ def rectified_flow() -> NoiseSchedule:
   return NoiseSchedule(alpha=lambda t: 1 - t, sigma=lambda t: 1 * t, model_time=_thousand)
 
 
+def edm(sigma_max: float = 80.0, rho: float = 7.0) -> NoiseSchedule:
+  """Variance exploding: alpha_t = 1, sigma_t = sigma_max t^rho. The network is told log(sigma) / 4.
+
+  sigma^(1/rho) is linear in t, so Karras et al.'s grid is evenly spaced here too: see grids.karras. Train with the
+  time density edm_log_normal.  Source: Karras et al. 2022, table 1 (c_noise) and eq. 5.
+  """
+
+  def sigma(t: Any) -> Any:
+    return sigma_max * t**rho
+
+  return NoiseSchedule(
+    alpha=lambda t: 0 * t + 1.0,
+    sigma=sigma,
+    model_time=lambda t: _xp(t).log(_xp(t).maximum(sigma(t), 1e-12)) / 4,
+  )
+
+
 SCHEDULES: dict[str, Callable[..., NoiseSchedule]] = {
   "linear": linear,
   "scaled_linear": scaled_linear,
@@ -104,12 +122,108 @@ SCHEDULES: dict[str, Callable[..., NoiseSchedule]] = {
   "cosine": cosine,
   "sigmoid": sigmoid,
   "rectified_flow": rectified_flow,
+  "edm": edm,
 }
 
 
+def zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
+  """A VP schedule moved and stretched so that nothing of x is left at the end: alpha_1 = 0, alpha_0 as it was.
+
+  alpha'_t = (alpha_t - alpha_1) alpha_0 / (alpha_0 - alpha_1).  What a network sees at t = 1 is then what it starts from
+  when it draws. eps says nothing of x there, so train with v or x.
+  Raises ValueError for a schedule that is not VP.  Source: Lin et al. 2023, algorithm 1.
+  """
+  if not _is_family(schedule, lambda alpha, sigma: alpha**2 + sigma**2):
+    raise ValueError("zero terminal SNR is defined for variance-preserving schedules")
+  first, last = (float(schedule.alpha(np.float64(t))) for t in (0.0, 1.0))
+  stretch = first / (first - last)
+
+  def alpha(t: Any) -> Any:
+    return _xp(t).maximum(schedule.alpha(t) - last, 0.0) * stretch
+
+  def sigma(t: Any) -> Any:
+    # 1 - alpha' = (1 - first) + stretch (first - alpha), and first - alpha from the sigmas: no digits are lost near t = 0.
+    first_variance = schedule.sigma(np.float64(0.0)) ** 2
+    gone = (schedule.sigma(t) ** 2 - first_variance) / (schedule.alpha(t) + first)
+    rest = first_variance / (1 + first) + stretch * gone
+    return _xp(t).sqrt(_xp(t).maximum(rest, 0.0) * (1 + alpha(t)))
+
+  return NoiseSchedule(alpha, sigma, schedule.model_time)
+
+
+def shifted(schedule: NoiseSchedule, shift: float) -> NoiseSchedule:
+  """The schedule with `shift` times the noise for the same signal: log-SNR'(t) = log-SNR(t) - 2 log(shift).
+
+  Averaging over neighbours hides more noise in larger images, so they need more of it; with `shift` = the ratio of the
+  image's side to the one the schedule was made for, the coarse picture is hidden alike.  A VP schedule stays VP; a flow
+  stays a flow, its noise becoming shift t / (1 + (shift - 1) t), and its network is told 1000 times that.
+  Raises ValueError for other families (for `edm`, choose sigma_max).
+  Source: Hoogeboom et al. 2023, section 3.1; for flows Esser et al. 2024, eq. 23.
+  """
+  is_flow = _is_family(schedule, lambda alpha, sigma: alpha + sigma)
+  if not is_flow and not _is_family(schedule, lambda alpha, sigma: alpha**2 + sigma**2):
+    raise ValueError("a shift is defined for variance-preserving schedules and for flows")
+
+  def norm(t: Any) -> Any:
+    alpha, sigma = schedule.alpha(t), shift * schedule.sigma(t)
+    return alpha + sigma if is_flow else _xp(t).sqrt(alpha**2 + sigma**2)
+
+  def sigma(t: Any) -> Any:
+    return shift * schedule.sigma(t) / norm(t)
+
+  return NoiseSchedule(
+    alpha=lambda t: schedule.alpha(t) / norm(t),
+    sigma=sigma,
+    model_time=(lambda t: _thousand(sigma(t))) if is_flow else schedule.model_time,
+  )
+
+
+def _is_family(schedule: NoiseSchedule, one: Callable[[Any, Any], Any]) -> bool:
+  t = np.linspace(0.0, 1.0, 11)
+  return bool(np.allclose(one(schedule.alpha(t), schedule.sigma(t)), 1, atol=1e-9))
+
+
+def noise_ratio(schedule: NoiseSchedule, t: Any) -> Any:
+  """sigma_t / alpha_t, the noise level of z_t / alpha_t: EDM's sigma.  Infinite where alpha_t = 0."""
+  return schedule.sigma(t) / schedule.alpha(t)
+
+
+def time_of_log_snr(schedule: NoiseSchedule, log_snr: Any) -> Any:
+  """The inverse of schedule.log_snr: t in [0, 1], by bisection; beyond the schedule's range its nearer end.
+
+  NumPy in, float64 out, to the last digits; a JAX array in, float32 out, within 1e-7.
+  """
+  xp = _xp(log_snr)
+  low = xp.zeros_like(log_snr, _dtype(log_snr))
+  high = xp.ones_like(low)
+
+  def halve(_: Any, ends: tuple[Any, Any]) -> tuple[Any, Any]:
+    low, high = ends
+    middle = (low + high) / 2
+    is_cleaner = schedule.log_snr(middle) > log_snr
+    return xp.where(is_cleaner, middle, low), xp.where(is_cleaner, high, middle)
+
+  if xp is jnp:
+    low, high = jax.lax.fori_loop(0, 30, halve, (low, high))
+  else:
+    with np.errstate(divide="ignore"):
+      for i in range(
+        1100
+      ):  # enough to reach the smallest t that float64 holds; a few dozen where t is not tiny
+        if np.all(high - low <= np.spacing(high)):
+          break
+        low, high = halve(i, (low, high))
+  return (low + high) / 2
+
+
+def match(values: Array, ndim: int = 4) -> Array:
+  """One value for each image, with axes of size 1 behind, to multiply images. f32[B] or f32[] -> f32[B,1,1,1]."""
+  return values.reshape(values.shape + (1,) * (ndim - values.ndim))
+
+
 def alpha_sigma(schedule: NoiseSchedule, t: Array, ndim: int = 4) -> tuple[Array, Array]:
-  """alpha_t and sigma_t with axes of size 1 behind, to multiply images. t: f32[B] or f32[]; returns f32[B,1,1,1]."""
-  t = t.reshape(t.shape + (1,) * (ndim - t.ndim))
+  """alpha_t and sigma_t, to multiply images. t: f32[B] or f32[]; returns f32[B,1,1,1]."""
+  t = match(t, ndim)
   return schedule.alpha(t), schedule.sigma(t)
 
 
@@ -133,10 +247,28 @@ def posterior(schedule: NoiseSchedule, x: Array, z: Array, t: Array, s: Array) -
   """
   alpha_t, sigma_t = alpha_sigma(schedule, t, z.ndim)
   alpha_s, sigma_s = alpha_sigma(schedule, s, z.ndim)
-  alpha_ts = alpha_t / alpha_s
-  variance_ts = sigma_t**2 - (alpha_ts * sigma_s) ** 2
-  mean = (alpha_ts * sigma_s**2 * z + alpha_s * variance_ts * x) / sigma_t**2
-  return mean, variance_ts * (sigma_s / sigma_t) ** 2
+  variance_ts = forward_variance(schedule, t, s, z.ndim)
+  mean = (alpha_t / alpha_s * sigma_s**2 * z + alpha_s * variance_ts * x) / sigma_t**2
+  return mean, posterior_variance(schedule, t, s, z.ndim)
+
+
+def forward_variance(schedule: NoiseSchedule, t: Array, s: Array, ndim: int = 4) -> Array:
+  """sigma_ts^2 = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2, the variance of q(z_t | z_s): DDPM's beta_t at stride 1.
+
+  Shapes: t, s: f32[B] or f32[], s < t.  Returns f32[B,1,1,1].  Source: Kingma et al. 2021, eq. 3.
+  """
+  alpha_t, sigma_t = alpha_sigma(schedule, t, ndim)
+  alpha_s, sigma_s = alpha_sigma(schedule, s, ndim)
+  return _xp(sigma_t).maximum(sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2, 0)
+
+
+def posterior_variance(schedule: NoiseSchedule, t: Array, s: Array, ndim: int = 4) -> Array:
+  """beta-tilde = sigma_ts^2 sigma_s^2 / sigma_t^2, the variance of q(z_s | z_t, x).
+
+  Shapes: t, s: f32[B] or f32[], s < t.  Returns f32[B,1,1,1].  Source: Ho et al. 2020, eq. 7.
+  """
+  sigma_t, sigma_s = alpha_sigma(schedule, t, ndim)[1], alpha_sigma(schedule, s, ndim)[1]
+  return forward_variance(schedule, t, s, ndim) * (sigma_s / sigma_t) ** 2
 
 
 def _xp(t: Any) -> Any:
