@@ -29,14 +29,19 @@ def get_config() -> ConfigDict:
   c.data.prefetch = 16  # batches made ahead
 
   c.diffusion = ConfigDict()
-  c.diffusion.schedule = (
-    "cosine"  # linear | scaled_linear | cosine_discrete | cosine | sigmoid | rectified_flow
+  # linear | scaled_linear | cosine_discrete | cosine | sigmoid | rectified_flow | edm
+  c.diffusion.schedule = "cosine"
+  c.diffusion.shift = 1.0  # times the noise for the same signal, for larger images
+  c.diffusion.zero_terminal_snr = False  # bring the schedule's end to pure noise
+  c.diffusion.parameterization = (
+    "v"  # what the network predicts: eps | x | v | velocity | edm(sigma_data=0.5)
   )
-  c.diffusion.parameterization = "v"  # what the network predicts: eps | x | v | velocity
-  c.diffusion.weighting = (
-    "uniform_v"  # uniform_eps | uniform_x | uniform_v | truncated_snr | min_snr(gamma=5)
-  )
-  c.diffusion.time_density = "uniform"  # uniform | uniform_discrete(num_steps=1000)
+  # uniform_eps | uniform_x | uniform_v | truncated_snr | min_snr(gamma=5) | p2 | edm(sigma_data=0.5) | sigmoid | vlb
+  c.diffusion.weighting = "uniform_v"
+  # uniform | uniform_discrete | low_discrepancy | logit_normal(mean=0.0,std=1.0) | edm_log_normal(mean=-1.2,std=1.2)
+  c.diffusion.time_density = "uniform"
+  c.diffusion.vlb_weight = 0.001  # of the bound, which teaches a learned variance (config.model.learn_sigma)
+  c.diffusion.vlb_steps = 1000  # steps that this bound is taken over
   c.diffusion.label_dropout = 0.1  # share of examples trained without label, for classifier-free guidance
 
   c.optim = ConfigDict()
@@ -69,10 +74,20 @@ def get_config() -> ConfigDict:
   c.sample.num = 100  # images
   c.sample.labels = ()  # repeated in this order; empty: all classes in turn
   c.sample.guidance = 1.5  # 1: none; above: closer to the label, less varied
-  c.sample.sampler = "ddim"  # ddpm | ddim(eta=0.0)
+  # where it is on: between these noise levels sigma/alpha, as 0.2,5.0
+  c.sample.guidance_interval = (0.0, float("inf"))
+  c.sample.guidance_rescale = 0.0  # 0..1: back to the contrast of an unguided image
+  # ddpm(variance=fixed_small) | ddim(eta=0.0) | euler | euler_ancestral(eta=1.0) | heun | dpmpp_1 | dpmpp_2m | dpmpp_3m
+  # | dpmpp_sde_2m | unipc
+  c.sample.sampler = "ddim"
   c.sample.steps = 50
-  c.sample.grid = "uniform"  # spacing of the steps in t
-  c.sample.clip = True  # clip the predicted image to [-1, 1] at each step
+  # uniform | quadratic | leading | trailing | linspace | karras(rho=7.0) | log_snr
+  c.sample.grid = "uniform"
+  c.sample.threshold = "clip"  # the predicted image's range: clip | dynamic(percentile=0.995) | none
+  c.sample.image = ""  # a file: start from this image instead of from noise
+  c.sample.strength = 1.0  # share of the way to noise that the image goes: the less, the more of it stays
+  c.sample.mask = ""  # a file: paint only where it is white, the rest stays as in the image
+  c.sample.repeats = 1  # times each step is taken when painting: more fit the new part to the old one better
   c.sample.batch_size = 100  # images drawn at a time
   c.sample.seed = 0
   c.sample.ema = True  # False draws with the raw parameters

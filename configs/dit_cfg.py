@@ -75,7 +75,7 @@ def imagenet256_latent_xl2(c: ConfigDict) -> None:
   c.data.image_size = 32
   c.data.channels = 4
   c.data.random_flip = False
-  c.model.update(dit.SIZES["XL"])
+  c.model.update(dit.SIZES["XL"] | {"learn_sigma": True})
   c.model.dtype = "bfloat16"
   c.diffusion.schedule = "linear"
   c.diffusion.parameterization = "eps"
@@ -83,8 +83,9 @@ def imagenet256_latent_xl2(c: ConfigDict) -> None:
   c.diffusion.time_density = "uniform_discrete"
   c.optim.clip_norm = 0.0
   c.train.steps = 400_000
-  c.sample.clip = False
+  c.sample.threshold = "none"
   c.sample.guidance = 4.0
+  c.sample.sampler = "ddpm(variance=learned)"
   c.sample.steps = 250
 
 

@@ -128,13 +128,13 @@ def build(spec: str, functions: Mapping[str, Callable[..., Built]], kind: str) -
 def parse_call(
   spec: str, functions: Mapping[str, Callable[..., Any]], kind: str
 ) -> tuple[str, dict[str, Any]]:
-  """`name(key=value, ...)` as (name, {key: value}), both checked against functions.  Values are Python literals."""
+  """`name(key=value, ...)` as (name, {key: value}), both checked against functions.  Values are numbers or words."""
   try:
     node = ast.parse(spec.strip(), mode="eval").body
     call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
     if not isinstance(call.func, ast.Name) or call.args:
       raise ValueError
-    arguments = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    arguments = {str(word.arg): _literal(word.value) for word in call.keywords}
   except (SyntaxError, ValueError):
     raise UserError(f"cannot read the {kind} {spec!r}. Write a name, or name(key=value).") from None
   name = call.func.id
@@ -145,6 +145,10 @@ def parse_call(
     if key not in parameters:
       raise unknown(f"argument of {kind} {name!r}:", key, parameters)
   return name, arguments
+
+
+def _literal(node: ast.expr) -> Any:
+  return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
 
 
 def _unknown_key(key: str, known: Mapping[str, Any]) -> UserError:

@@ -12,91 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff import checkpoints, configuration, optim, parallel, pictures, reporting, tasks
-from jaxdiff.data import pixels
-from jaxdiff.diffusion import guidance, samplers, schedules
-from jaxdiff.errors import UserError, unknown
-from jaxdiff.types import NULL_LABEL, Cond, PyTree, Task
+from jaxdiff import checkpoints, optim, parallel, pictures, reporting, tasks
+from jaxdiff.draw import Draw, check, make_draw, times
+from jaxdiff.errors import UserError
+from jaxdiff.tasks import process
+from jaxdiff.types import NULL_LABEL, PyTree, Task
 
 logger = logging.getLogger("jaxdiff")
 
-Draw = Callable[..., np.ndarray]  # (state, index, label, record=False) -> u8[B,H,W,C]
 MAX_TILES = 100  # images in a picture
 FILM_ROWS = 8
-
-
-def check(config: Any) -> None:
-  """Raises UserError for settings of config.sample that cannot work with this config's model."""
-  s = config.sample
-  configuration.parse_call(s.sampler, samplers.SAMPLERS, "sampler")
-  if s.grid not in samplers.GRIDS:
-    raise unknown("grid (config.sample.grid)", s.grid, samplers.GRIDS)
-  for key in ("steps", "num", "batch_size"):
-    if s[key] < 1:
-      raise UserError(f"config.sample.{key} is {s[key]}; it must be at least 1.")
-  classes = config.model.num_classes
-  for label in s.labels:
-    if not 0 <= label < classes and label != NULL_LABEL:
-      raise UserError(
-        f"label {label} (config.sample.labels) is not one of this model's {classes} classes, 0..{classes - 1}."
-      )
-  if s.guidance != 1 and not config.diffusion.label_dropout:
-    raise UserError(
-      f"guidance {s.guidance:g} (config.sample.guidance) needs a model trained with label dropout; this one was trained "
-      "with config.diffusion.label_dropout=0. Use --config.sample.guidance=1."
-    )
 
 
 def labels(config: Any, num: int) -> np.ndarray:
   """The labels of num images: config.sample.labels in turn, or all classes in turn.  i32[num]."""
   wanted = config.sample.labels or tuple(range(config.model.num_classes)) or (NULL_LABEL,)
   return np.resize(np.asarray(wanted, np.int32), num)
-
-
-def make_draw(config: Any, task: Task, place: Callable[[PyTree], PyTree]) -> Draw:
-  """The function draw(state, index, label, record=False) that draws a batch of images as config.sample says.
-
-  Noise, the sampler's steps, guidance and the way to uint8 are one compiled computation.  Another guidance scale, seed,
-  label or sampler argument (eta) does not compile it again.  record=True returns the whole path.
-
-  Shapes: index: u32[B], label: i32[B], on the host; returns u8[B,H,W,C], on the host (recorded u8[steps+1,B,H,W,C]).
-  """
-  s = config.sample
-  schedule = configuration.build(config.diffusion.schedule, schedules.SCHEDULES, "schedule")
-  name, arguments = configuration.parse_call(s.sampler, samplers.SAMPLERS, "sampler")
-  times = samplers.time_grid(s.steps, s.grid)
-  shape = (config.data.image_size, config.data.image_size, config.data.channels)
-  is_guided = s.guidance != 1  # without guidance at half the cost
-
-  denoiser = task.denoiser
-  if denoiser is None:
-    raise UserError(f"the task {config.task!r} (config.task) draws no images.")
-
-  def solve(params, state, key, rows, scale, arguments, record):
-    denoise = denoiser(params, state)
-    if is_guided:
-      denoise = guidance.classifier_free(denoise, scale)
-    if s.clip:
-      denoise = guidance.clip_x(denoise, schedule)
-    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)), out_axes=1)(rows["index"])
-    z = schedule.sigma(jnp.float32(times[0])) * samplers.noise_like(
-      keys[0], jnp.zeros((keys.shape[1], *shape))
-    )
-    sampler = samplers.SAMPLERS[name](**arguments)
-    solver = samplers.path if record else samplers.sample
-    return pixels.to_uint8(solver(sampler, schedule, denoise, keys[1], z, times, Cond(rows["label"])))
-
-  solve = jax.jit(solve, static_argnames="record")
-
-  def draw(state: Any, index: np.ndarray, label: np.ndarray, record: bool = False) -> np.ndarray:
-    params = optim.ema_params(state) if s.ema else state.params
-    rows = place({"index": index.astype(np.uint32), "label": label.astype(np.int32)})
-    return np.asarray(solve(params, state, jax.random.key(s.seed), rows, s.guidance, arguments, record))
-
-  return draw
 
 
 def draw_all(draw: Draw, state: Any, label: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
@@ -146,7 +79,7 @@ def make_preview(
   """
   draw = make_draw(config, task, place)
   label = labels(config, _multiple(min(config.sample.num, MAX_TILES)))
-  times = samplers.time_grid(config.sample.steps, config.sample.grid)
+  visited = times(config, process.build_schedule(config.diffusion))
 
   def preview(state: Any, step: int, film: bool = False) -> np.ndarray:
     if not film:
@@ -154,7 +87,7 @@ def make_preview(
       return save_grid(workdir / "samples" / f"{step:07d}.png", images, label, names)
     shown = label[: _multiple(FILM_ROWS)]
     path = draw(state, np.arange(len(shown)), shown, record=True)
-    picture = pictures.film_strip(path, times, _named(shown, names))
+    picture = pictures.film_strip(path, visited, _named(shown, names))
     pictures.save_png(workdir / "denoising.png", picture)
     return picture
 

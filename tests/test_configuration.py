@@ -36,9 +36,10 @@ def test_every_preset_loads_and_is_locked(spec):
     ("--config.optim.learning_rate=3e-4", "optim.learning_rate", 3e-4),
     ("--config.optim.learning_rate=1", "optim.learning_rate", 1.0),
     ("--config.data.random_flip=True", "data.random_flip", True),
-    ("--config.sample.clip=false", "sample.clip", False),
+    ("--config.sample.ema=false", "sample.ema", False),
     ("--config.sample.labels=0,1,2", "sample.labels", (0, 1, 2)),
     ("--config.sample.labels=3", "sample.labels", (3,)),
+    ("--config.sample.guidance_interval=0.2,5", "sample.guidance_interval", (0.2, 5.0)),
     ("--config.sample.labels=(4, 5)", "sample.labels", (4, 5)),
     ("--config.data.source=folder:/a=b", "data.source", "folder:/a=b"),
     ("--config.seed=7", "seed", 7),
@@ -57,7 +58,7 @@ def test_overrides_take_the_type_of_what_they_replace(config, argument, key, val
     ("--config.trian.steps=3", "Did you mean config.train.steps?"),
     ("--config.train.steps=abc", "config.train.steps takes a whole number (now 1800), not 'abc'."),
     ("--config.train.steps=2.5", "config.train.steps takes a whole number"),
-    ("--config.sample.clip=maybe", "config.sample.clip takes true or false (now True), not 'maybe'."),
+    ("--config.sample.ema=maybe", "config.sample.ema takes true or false (now True), not 'maybe'."),
     ("--config.sample.labels=a,b", "config.sample.labels takes a list as in 0,1,2"),
     ("--config.optim.learning_rate=fast", "config.optim.learning_rate takes a number"),
     ("--config.model=3", "config.model is a section, not a value. It holds model."),
@@ -121,7 +122,8 @@ def test_differences_name_keys_and_both_values(config):
 def test_specs_are_calls_with_checked_names():
   assert configuration.parse_call("ddim", samplers.SAMPLERS, "sampler") == ("ddim", {})
   assert configuration.parse_call("ddim(eta=0.5)", samplers.SAMPLERS, "sampler") == ("ddim", {"eta": 0.5})
-  assert float(configuration.build("min_snr(gamma=2)", losses.WEIGHTINGS, "weighting")(7.0)) == 2
+  weighting = configuration.build("min_snr(gamma=2)", losses.WEIGHTINGS, "weighting")
+  assert float(weighting(schedules.cosine(), jnp.float32(0.25))) == 2  # SNR 5.8
   for spec, message in (
     ("dimm", "unknown sampler 'dimm'. Did you mean 'ddim'? Known: ddim, ddpm."),
     ("ddim(0.5)", "cannot read the sampler 'ddim(0.5)'"),

@@ -30,7 +30,7 @@ LAYERS = {
     "signals",
   },
   2: {"tasks", "train_step", "summary"},
-  3: {"train", "sample", "evaluate"},
+  3: {"train", "sample", "draw", "evaluate"},
   4: {"main"},
 }
 LAYER_OF = {group: layer for layer, groups in LAYERS.items() for group in groups}

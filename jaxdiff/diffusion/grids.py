@@ -73,8 +73,8 @@ def karras(rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0) 
 
   def grid(num_steps: int, schedule: NoiseSchedule | None) -> np.ndarray:
     low, high = _log_snr_range(schedule, "karras")
-    ends = np.clip([sigma_max, sigma_min], np.exp(-high / 2), np.exp(-low / 2))
-    return _of_log_snr(-2 * rho * np.log(np.linspace(*ends ** (1 / rho), num_steps)), schedule)
+    first, last = np.clip([sigma_max, sigma_min], np.exp(-high / 2), np.exp(-low / 2)) ** (1 / rho)
+    return _of_log_snr(-2 * rho * np.log(np.linspace(first, last, num_steps)), schedule)
 
   return grid
 
@@ -86,9 +86,8 @@ def log_snr(low: float = -10.0, high: float = 10.0) -> Grid:
   """
 
   def grid(num_steps: int, schedule: NoiseSchedule | None) -> np.ndarray:
-    return _of_log_snr(
-      np.linspace(*np.clip([low, high], *_log_snr_range(schedule, "log_snr")), num_steps), schedule
-    )
+    first, last = np.clip([low, high], *_log_snr_range(schedule, "log_snr"))
+    return _of_log_snr(np.linspace(first, last, num_steps), schedule)
 
   return grid
 

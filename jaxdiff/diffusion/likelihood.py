@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.diffusion import schedules
-from jaxdiff.diffusion.first_order import VARIANCES, LogVariance, batch_time
+from jaxdiff.diffusion.first_order import VARIANCES, LogVariance, batch_time, learned
 from jaxdiff.diffusion.noise import fold_in, noise_like
 from jaxdiff.types import Array, Cond, Denoiser, NoiseSchedule, Prediction
 
@@ -102,6 +102,18 @@ def step(
   kl = gaussian_kl(mean, true_log_variance, mean_hat, model_log_variance)
   decoder = -discretized_log_prob(x, mean_hat, model_log_variance)
   return bits(jnp.where(is_decoder, decoder, kl))
+
+
+def random_step(
+  schedule: NoiseSchedule, prediction: Prediction, x: Array, z: Array, t: Array, num_steps: int
+) -> Array:
+  """T times the term of a step t -> t - 1/T with a learned variance: the bound's steps and decoder, at a random t.
+
+  Shapes: x, z: f32[B,H,W,C]; t: f32[B] in (0, 1].  Returns f32[B], bits per dimension.
+  Source: Nichol & Dhariwal 2021, eq. 4 and section 3.1.
+  """
+  s = jnp.where(t < 1.5 / num_steps, 0.0, t - 1 / num_steps)
+  return num_steps * step(schedule, prediction, x, z, t, s, learned)
 
 
 def gaussian_kl(mean: Array, log_variance: Array, mean_2: Array | float, log_variance_2: Array) -> Array:

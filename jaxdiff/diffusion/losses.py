@@ -167,7 +167,7 @@ def per_example(draw: Callable[[Array], Array], key: Array, index: Array) -> Arr
 
 
 def denoising(
-  network: Callable[[Array, Array], Array],
+  out: Array,
   schedule: NoiseSchedule,
   parameterization: Parameterization,
   weighting: Weighting,
@@ -175,17 +175,15 @@ def denoising(
   t: Array,
   eps: Array,
 ) -> Array:
-  """w(SNR_t) |x_hat(z_t, t) - x|^2, the mean over an image's values, for z_t = alpha_t x + sigma_t eps.
+  """w(t) |x_hat(z_t, t) - x|^2, the mean over an image's values, for the network's output at z_t = alpha_t x + sigma_t eps.
 
   Computed as w / k |out - target|^2 with k the parameterization's error_scale, which is the same number without
   dividing small errors by small alphas or sigmas.
 
-  Shapes: x, eps: f32[B,H,W,C]; t: f32[B] in (0, 1]; network: (z, model time f32[B]) -> f32[B,H,W,C].
-  Returns f32[B].  Source: Salimans & Ho 2022, eq. 9 and section 4.
+  Shapes: out, x, eps: f32[B,H,W,C]; t: f32[B] in (0, 1].  Returns f32[B].
+  Source: Salimans & Ho 2022, eq. 9 and section 4.
   """
   alpha, sigma = schedules.alpha_sigma(schedule, t, x.ndim)
-  z = alpha * x + sigma * eps
-  out = network(parameterization.encode(z, alpha, sigma), schedule.model_time(t))
-  error = out.astype(jnp.float32) - parameterization.target(x, eps, alpha, sigma)
+  error = out - parameterization.target(x, eps, alpha, sigma)
   weight = schedules.match(weighting(schedule, t), x.ndim) / parameterization.error_scale(alpha, sigma)
   return jnp.mean(weight * error**2, axis=tuple(range(1, x.ndim)))

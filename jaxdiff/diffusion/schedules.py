@@ -236,6 +236,19 @@ def add_noise(schedule: NoiseSchedule, x: Array, eps: Array, t: Array) -> Array:
   return alpha * x + sigma * eps
 
 
+def start(schedule: NoiseSchedule, noise: Array, t: Any, image: Array | None = None) -> Array:
+  """Where sampling starts at time t: noise of the size that z_t has for data of variance 1, or an image noised to t.
+
+  sqrt(alpha_t^2 + sigma_t^2) noise (1 for VP schedules, about sigma_max for `edm`), or alpha_t image + sigma_t noise.
+
+  Shapes: noise: f32[B,H,W,C]; t: float; image: f32[1 or B,H,W,C] in [-1, 1] or None.  Returns f32[B,H,W,C].
+  Source: Ho et al. 2020, algorithm 2; with an image Meng et al. 2022 (SDEdit), algorithm 1.
+  """
+  t = np.float64(t)
+  alpha, sigma = (np.float32(a) for a in (schedule.alpha(t), schedule.sigma(t)))
+  return np.hypot(alpha, sigma) * noise if image is None else alpha * image + sigma * noise
+
+
 def posterior(schedule: NoiseSchedule, x: Array, z: Array, t: Array, s: Array) -> tuple[Array, Array]:
   """q(z_s | z_t, x), the distribution of a less noisy z_s given z_t and the clean x.
 

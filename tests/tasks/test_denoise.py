@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxdiff import optim, tasks
@@ -56,7 +57,7 @@ def test_the_loss_of_an_example_does_not_depend_on_its_batch(made):
 def test_a_fresh_network_says_nothing_so_the_loss_is_that_of_zero(made):
   """adaLN-Zero: the output is 0 at first, so the loss is the mean of v^2, alpha^2 E[eps^2] + sigma^2 E[x^2]."""
   _, task, state = made
-  loss, metrics = task.loss(state.params, state, batch_of(range(64)), jax.random.key(0))
+  loss, metrics = jax.jit(task.loss)(state.params, state, batch_of(range(64)), jax.random.key(0))
   assert 0.5 < float(loss) < 0.9
   assert metrics == {}
 
@@ -64,7 +65,7 @@ def test_a_fresh_network_says_nothing_so_the_loss_is_that_of_zero(made):
 def test_the_denoiser_explains_z(made):
   _, task, state = made
   z, t = jax.random.normal(jax.random.key(0), (4, 8, 8, 1)), jnp.asarray([0.1, 0.4, 0.7, 1.0])
-  prediction = task.denoiser(state.params, state)(z, t, Cond(jnp.asarray([0, 1, NULL_LABEL, 9])))
+  prediction = jax.jit(task.denoiser(state.params, state))(z, t, Cond(jnp.asarray([0, 1, NULL_LABEL, 9])))
   from jaxdiff.diffusion import schedules
 
   alpha, sigma = schedules.alpha_sigma(schedules.cosine(), t)
@@ -89,13 +90,90 @@ def test_unknown_names_in_a_config_are_told():
       "diffusion.weighting=min_snr(gama=3)",
       "unknown argument of weighting 'min_snr': 'gama'. Did you mean 'gamma'",
     ),
-    (
-      "model.learn_sigma=true",
-      "a learned variance (config.model.learn_sigma=True) has no training loss here",
-    ),
+    ("diffusion.time_density=logit_norm", "unknown time density 'logit_norm'. Did you mean 'logit_normal'"),
     ("task=denois", "unknown task 'denois'. Did you mean 'denoise'"),
   ):
     with pytest.raises(UserError) as told:
       config = small.config("dit", line)
       tasks.make(config, optim.make_optimizer(config.optim, 1))
     assert message in str(told.value)
+
+
+HYBRID = ("model.learn_sigma=true", "diffusion.schedule=linear", "diffusion.time_density=uniform_discrete")
+
+
+@pytest.mark.parametrize("steps", [1000, 2])  # with 2 steps the decoder's term is hit all the time
+def test_the_hybrid_loss_teaches_the_variance_alone_by_the_bound(steps):
+  config = small.config("dit", *HYBRID, f"diffusion.vlb_steps={steps}", "diffusion.vlb_weight=1.0")
+  task = tasks.make(config, optim.make_optimizer(config.optim, 1))
+  state = tasks.initial_state(config, task)
+  batch, key = batch_of(range(64)), jax.random.key(0)
+
+  @jax.jit
+  def slopes(params):
+    def parts(params):
+      loss, metrics = task.loss(params, state, batch, key)
+      return jnp.stack([loss, metrics["simple"], metrics["bits_per_dim"]])
+
+    return parts(params), jax.jacrev(parts)(params)["final"]["out"]["bias"]
+
+  (loss, simple, bound), slope = slopes(state.params)
+  assert float(loss) == pytest.approx(float(simple + bound), rel=1e-6)
+  slope = np.asarray(slope).reshape(3, -1, 2)  # a patch's outputs are pixels times (prediction, variance)
+  assert np.isfinite(slope).all()
+  assert (slope[1, :, 1] == 0).all() and (slope[1, :, 0] != 0).all()
+  assert (slope[2, :, 0] == 0).all() and (slope[2, :, 1] != 0).all()
+
+
+def test_a_learned_variance_reaches_the_sampler():
+  config = small.config("dit", *HYBRID)
+  task = tasks.make(config, optim.make_optimizer(config.optim, 1))
+  state = tasks.initial_state(config, task)
+  z = jnp.zeros((2, 8, 8, 1))
+  denoiser = jax.jit(task.denoiser(state.params, state))
+  prediction = denoiser(z, jnp.full((2,), 0.5), Cond(jnp.zeros((2,), jnp.int32)))
+  assert prediction.x.shape == z.shape
+  assert (prediction.log_var == 0.5).all()  # a fresh network says 0: half-way between the bounds
+
+
+@pytest.mark.parametrize(
+  ("lines", "message"),
+  [
+    (
+      ("parameterization=eps", "zero_terminal_snr=true"),
+      "says nothing of the image where the schedule leaves",
+    ),
+    (("parameterization=eps", "schedule=rectified_flow"), "Use v, x or velocity"),
+    (("zero_terminal_snr=true", "schedule=edm"), "zero terminal SNR is defined for variance-preserving"),
+    (("shift=2.0", "schedule=edm"), "a shift is defined for variance-preserving schedules and for flows"),
+  ],
+)
+def test_parts_of_a_process_that_do_not_fit_together_are_told(lines, message):
+  from jaxdiff.errors import UserError
+
+  config = small.config("dit", *(f"diffusion.{line}" for line in lines))
+  with pytest.raises(UserError, match=message):
+    tasks.make(config, optim.make_optimizer(config.optim, 1))
+
+
+@pytest.mark.parametrize(
+  "lines",
+  [
+    ("schedule=edm", "parameterization=edm", "weighting=edm", "time_density=edm_log_normal"),
+    ("schedule=rectified_flow", "parameterization=velocity", "time_density=logit_normal", "shift=2.0"),
+    ("zero_terminal_snr=true", "weighting=sigmoid", "time_density=low_discrepancy"),
+    ("schedule=linear", "weighting=vlb"),
+  ],
+)
+def test_every_family_trains_and_draws(lines):
+  from jaxdiff import draw
+
+  config = small.config("dit", *(f"diffusion.{line}" for line in lines))
+  task = tasks.make(config, optim.make_optimizer(config.optim, 1))
+  state = tasks.initial_state(config, task)
+  loss, gradient = jax.value_and_grad(
+    lambda p: task.loss(p, state, batch_of(range(64)), jax.random.key(0))[0]
+  )(state.params)
+  assert jnp.isfinite(loss) and 0 < float(optim.optax.global_norm(gradient)) < 100
+  images = draw.make_draw(config, task, lambda rows: rows)(state, np.arange(4), np.arange(4))
+  assert len({image.tobytes() for image in images}) == 4

@@ -1,0 +1,158 @@
+"""How images are drawn: config.sample as one compiled computation, from noise or from a given image to uint8.
+
+Noise, the solver's steps, guidance and the way to bytes are compiled together, once for each number of steps; another
+guidance scale, seed, label or number among the sampler's arguments (eta) does not compile it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff import configuration, optim
+from jaxdiff.data import files, pixels
+from jaxdiff.diffusion import editing, guidance, samplers, schedules
+from jaxdiff.errors import UserError
+from jaxdiff.tasks import process
+from jaxdiff.types import NULL_LABEL, Cond, Denoiser, NoiseSchedule, PyTree, Task
+
+ALWAYS = (0.0, float("inf"))  # the interval of guidance that leaves nothing out
+Draw = Callable[..., np.ndarray]  # (state, index, label, record=False) -> u8[B,H,W,C]
+
+
+def check(config: Any) -> None:
+  """Raises UserError for settings of config.sample that cannot work with this config's model."""
+  s = config.sample
+  for key in ("steps", "num", "batch_size", "repeats"):
+    if s[key] < 1:
+      raise UserError(f"config.sample.{key} is {s[key]}; it must be at least 1.")
+  sampler, arguments = configuration.parse_call(s.sampler, samplers.SAMPLERS, "sampler")
+  if sampler == "ddpm":
+    _check_variance(arguments.get("variance", "fixed_small"), config.model.learn_sigma)
+  configuration.parse_call(s.threshold, guidance.THRESHOLDS, "threshold")
+  times(config, process.build_schedule(config.diffusion))
+  classes = config.model.num_classes
+  for label in s.labels:
+    if not 0 <= label < classes and label != NULL_LABEL:
+      raise UserError(
+        f"label {label} (config.sample.labels) is not one of this model's {classes} classes, 0..{classes - 1}."
+      )
+  if s.guidance != 1 and not config.diffusion.label_dropout:
+    raise UserError(
+      f"guidance {s.guidance:g} (config.sample.guidance) needs a model trained with label dropout; this one was trained "
+      "with config.diffusion.label_dropout=0. Use --config.sample.guidance=1."
+    )
+  if len(s.guidance_interval) != 2 or not s.guidance_interval[0] < s.guidance_interval[1]:
+    raise UserError(
+      f"config.sample.guidance_interval is {s.guidance_interval}; give two noise levels sigma/alpha, low,high as 0.2,5."
+    )
+  if not s.image and s.mask:
+    raise UserError("config.sample.mask needs the image that it masks: --config.sample.image=FILE.")
+
+
+def _check_variance(name: str, learn_sigma: bool) -> None:
+  if name not in samplers.VARIANCES:
+    raise UserError(
+      f"unknown variance {name!r} of sampler 'ddpm'. Known: {', '.join(sorted(samplers.VARIANCES))}."
+    )
+  if name == "learned" and not learn_sigma:
+    raise UserError(
+      "ddpm(variance=learned) (config.sample.sampler) needs a model trained with config.model.learn_sigma=True. "
+      "Use ddpm(variance=fixed_small) or fixed_large."
+    )
+
+
+def times(config: Any, schedule: NoiseSchedule) -> np.ndarray:
+  """The times that config.sample visits: f64[steps + 1], fewer where it starts from an image (strength).
+
+  Raises UserError for a grid that is unknown or has no such number of steps, and for a strength outside (0, 1].
+  """
+  s = config.sample
+  grid = configuration.build(s.grid, samplers.GRIDS, "grid")
+  try:
+    every = samplers.time_grid(s.steps, grid, schedule)
+  except ValueError as error:
+    raise UserError(f"{error} (config.sample.grid={s.grid!r}, config.sample.steps={s.steps}).") from None
+  try:
+    return editing.last_part(every, s.strength) if s.image else every
+  except ValueError:
+    raise UserError(
+      f"config.sample.strength is {s.strength:g}. Give a share of the way to noise above 0 and up to 1."
+    ) from None
+
+
+def make_draw(config: Any, task: Task, place: Callable[[PyTree], PyTree]) -> Draw:
+  """The function draw(state, index, label, record=False) that draws a batch of images as config.sample says.
+
+  record=True returns the whole path.
+  Shapes: index: u32[B], label: i32[B], on the host; returns u8[B,H,W,C], on the host (recorded u8[steps+1,B,H,W,C]).
+  Raises UserError for a task that draws no images, and for an image or mask that cannot be read.
+  """
+  s = config.sample
+  schedule = process.build_schedule(config.diffusion)
+  name, arguments = configuration.parse_call(s.sampler, samplers.SAMPLERS, "sampler")
+  words = {key: value for key, value in arguments.items() if isinstance(value, str)}
+  numbers = {key: value for key, value in arguments.items() if key not in words}
+  visited = times(config, schedule)
+  given = _given_image(config)
+  shape = (config.data.image_size, config.data.image_size, config.data.channels)
+  steer = _steering(s, schedule)
+
+  denoiser = task.denoiser
+  if denoiser is None:
+    raise UserError(f"the task {config.task!r} (config.task) draws no images.")
+
+  def solve(params, state, key, rows, scale, numbers, given, record):
+    denoise = steer(denoiser(params, state), scale)
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)), out_axes=1)(rows["index"])
+    noise = samplers.noise_like(keys[0], jnp.zeros((keys.shape[1], *shape)))
+    sampler = samplers.SAMPLERS[name](**words, **numbers)
+    if "mask" in given:
+      sampler = editing.inpaint(sampler, schedule, given["image"], given["mask"], s.repeats)
+    z = schedules.start(schedule, noise, visited[0], given.get("image"))
+    solver = samplers.path if record else samplers.sample
+    return pixels.to_uint8(solver(sampler, schedule, denoise, keys[1], z, visited, Cond(rows["label"])))
+
+  solve = jax.jit(solve, static_argnames="record")
+
+  def draw(state: Any, index: np.ndarray, label: np.ndarray, record: bool = False) -> np.ndarray:
+    params = optim.ema_params(state) if s.ema else state.params
+    rows = place({"index": index.astype(np.uint32), "label": label.astype(np.int32)})
+    return np.asarray(solve(params, state, jax.random.key(s.seed), rows, s.guidance, numbers, given, record))
+
+  return draw
+
+
+def _steering(s: Any, schedule: NoiseSchedule) -> Callable[[Denoiser, Any], Denoiser]:
+  """The function steer(denoise, scale) that wraps a model's denoiser in what config.sample asks for."""
+  is_guided = s.guidance != 1  # without guidance at half the cost
+  threshold, arguments = configuration.parse_call(s.threshold, guidance.THRESHOLDS, "threshold")
+
+  def steer(denoise: Denoiser, scale: Any) -> Denoiser:
+    steered = denoise
+    if is_guided and s.guidance_rescale:
+      steered = guidance.rescaled(denoise, scale, schedule, s.guidance_rescale)
+    elif is_guided:
+      steered = guidance.classifier_free(denoise, scale)
+    if is_guided and tuple(s.guidance_interval) != ALWAYS:
+      steered = guidance.interval(steered, denoise, schedule, *s.guidance_interval)
+    return guidance.THRESHOLDS[threshold](steered, schedule, **arguments)
+
+  return steer
+
+
+def _given_image(config: Any) -> dict[str, jax.Array]:
+  """What config.sample starts from: {} or {"image": f32[1,H,W,C] in [-1, 1], "mask": f32[1,H,W,1] of 0 and 1}."""
+  s = config.sample
+  given: dict[str, jax.Array] = {}
+  if s.image:
+    image = files.read_image(s.image, config.data, config.data.channels)
+    given["image"] = pixels.to_signed(jnp.asarray(image[None]))
+  if s.mask:
+    mask = files.read_image(s.mask, config.data, 1)
+    given["mask"] = jnp.asarray(mask[None] > 127, jnp.float32)
+  return given

@@ -1,0 +1,51 @@
+"""The diffusion process that a config's section `diffusion` describes: what every task noises by and learns from."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxdiff import configuration
+from jaxdiff.diffusion import losses, parameterization, schedules
+from jaxdiff.errors import UserError
+from jaxdiff.types import NoiseSchedule, Parameterization
+
+
+class Process(NamedTuple):
+  """How images are noised, what a network says of them, and how it is taught."""
+
+  schedule: NoiseSchedule
+  reading: Parameterization
+  weighting: losses.Weighting
+  draw_time: losses.TimeDensity
+
+
+def build(diffusion: Any) -> Process:
+  """The process of config.diffusion.  Raises UserError for an unknown name and for parts that do not fit together."""
+  schedule = build_schedule(diffusion)
+  reading = configuration.build(
+    diffusion.parameterization, parameterization.PARAMETERIZATIONS, "parameterization"
+  )
+  if diffusion.parameterization.startswith("eps") and schedule.alpha(np.float64(1.0)) == 0:
+    raise UserError(
+      "the parameterization 'eps' (config.diffusion.parameterization) says nothing of the image where the schedule leaves "
+      "only noise (zero terminal SNR, a flow). Use v, x or velocity."
+    )
+  weighting = configuration.build(diffusion.weighting, losses.WEIGHTINGS, "weighting")
+  draw_time = configuration.build(diffusion.time_density, losses.TIME_DENSITIES, "time density")
+  return Process(schedule, reading, weighting, draw_time)
+
+
+def build_schedule(diffusion: Any) -> NoiseSchedule:
+  """The schedule of config.diffusion: shifted, then brought to zero terminal SNR, as the config says."""
+  schedule = configuration.build(diffusion.schedule, schedules.SCHEDULES, "schedule")
+  try:
+    if diffusion.shift != 1:
+      schedule = schedules.shifted(schedule, diffusion.shift)
+    return schedules.zero_terminal_snr(schedule) if diffusion.zero_terminal_snr else schedule
+  except ValueError as error:
+    raise UserError(
+      f"{error}; config.diffusion.schedule is {diffusion.schedule!r} (shift {diffusion.shift:g}, zero_terminal_snr "
+      f"{diffusion.zero_terminal_snr}). Use linear, cosine or sigmoid."
+    ) from None
