@@ -39,7 +39,8 @@ class Prediction(NamedTuple):
   """What a network's output means: the clean image and the noise it believes in.
 
   Shapes: x, eps: f32[B,H,W,C]; they satisfy z_t = alpha_t x + sigma_t eps unless a wrapper says otherwise.
-  log_var: f32[B,H,W,C], the logarithm of a learned reverse variance, or None.
+  log_var: f32[B,H,W,C] or None, where a learned log-variance of p(z_s | z_t) lies between its bounds: 0 is log beta-tilde,
+  1 is log sigma_ts^2. (The bounds depend on the step, which the sampler knows; see first_order.learned.)
   """
 
   x: Array

@@ -85,7 +85,7 @@ def invert(
   """The noise from which DDIM (eta = 0) draws x on this grid: DDIM's steps solved backwards.
 
   Shapes: x: f32[B,H,W,C]; times: [N+1], falling, as DDIM's.  Returns z at times[0], f32[B,H,W,C].
-  Source: Song et al. 2021, section 5.4; see first_order.ddim_inverse.
+  Source: Song et al. 2021a, section 5.4; see first_order.ddim_inverse.
   """
   inverse, key = samplers.ddim_inverse(iterations), jax.random.key(0)  # the inverse draws nothing
   return samplers.sample(inverse, schedule, denoise, key, x, jnp.asarray(times)[::-1], cond)

@@ -34,17 +34,26 @@ def fixed_large(schedule: NoiseSchedule, prediction: Prediction, t: Array, s: Ar
   return jnp.log(schedules.forward_variance(schedule, t, s, prediction.x.ndim))
 
 
-def learned(schedule: NoiseSchedule, prediction: Prediction, t: Array, s: Array) -> Array:
-  """f log sigma_ts^2 + (1 - f) log beta-tilde, with the network's f (Prediction.log_var).
+def fixed_clipped(schedule: NoiseSchedule, prediction: Prediction, t: Array, s: Array) -> Array:
+  """As fixed_small, but finite at s = 0, where beta-tilde is 0: that of the step before, from 2t to t, stands in.
 
-  At s = 0, where beta-tilde is 0, that of the step before (from 2t to t) stands in.
+  From t = 1, before which there is no step, that to t = 1/2.  Source: Nichol & Dhariwal 2021, section 3.1.
+  """
+  is_last = s <= 0
+  late = jnp.where(is_last, jnp.minimum(2 * t, 1), t)
+  early = jnp.where(is_last, jnp.minimum(t, late / 2), s)
+  return fixed_small(schedule, prediction, late, early)
+
+
+def learned(schedule: NoiseSchedule, prediction: Prediction, t: Array, s: Array) -> Array:
+  """f log sigma_ts^2 + (1 - f) log beta-tilde, with the network's f (Prediction.log_var); finite at s = 0.
+
   Raises ValueError where the network predicts no variance.  Source: Nichol & Dhariwal 2021, eq. 15 and section 3.1.
   """
   f = prediction.log_var
   if f is None:
     raise ValueError("this network predicts no variance (config.model.learn_sigma=False)")
-  twice = jnp.where(s <= 0, jnp.minimum(2 * t, 1), t)
-  low = fixed_small(schedule, prediction, twice, jnp.where(s <= 0, t, s))
+  low = fixed_clipped(schedule, prediction, t, s)
   return f * fixed_large(schedule, prediction, t, s) + (1 - f) * low
 
 
@@ -75,7 +84,7 @@ def ddpm(variance: str = "fixed_small") -> Sampler:
 def ddim(eta: float | Array = 0.0) -> Sampler:
   """z_s = alpha_s x_hat + sqrt(sigma_s^2 - eta^2 beta-tilde) eps_hat + eta sqrt(beta-tilde) noise.
 
-  eta = 0 is deterministic; eta = 1 is `ddpm`.  First order.  The last step (s = 0) adds no noise.  Source: Song et al. 2021, eq. 12 and 16 (their sigma_t
+  eta = 0 is deterministic; eta = 1 is `ddpm`.  First order.  The last step (s = 0) adds no noise.  Source: Song et al. 2021a (DDIM), eq. 12 and 16 (their sigma_t
   is eta sqrt(beta-tilde), their alpha_t our alpha_t^2).
   """
 
@@ -95,7 +104,7 @@ def euler() -> Sampler:
   """Euler's method on d(z / alpha) / d(sigma / alpha) = eps, the probability flow: DDIM with eta = 0, term by term.
 
   On rectified flow it is Euler's method on dz/dt = eps - x too.  Deterministic, first order.
-  Source: Karras et al. 2022, eq. 4 and algorithm 1 without its correction; the identity: Song et al. 2021, section 4.3.
+  Source: Karras et al. 2022, eq. 4 and algorithm 1 without its correction; the identity: Song et al. 2021a, section 4.3.
   """
   return ddim(0.0)
 
@@ -114,7 +123,7 @@ def ddim_inverse(iterations: int = 1) -> Sampler:
 
   Solves z_t = (DDIM step of z_s) for z_s = alpha_s (z_t - sigma_t eps_hat(z_s, s)) / alpha_t + sigma_s eps_hat(z_s, s) by
   fixed-point iteration from z_t: one iteration is the usual inversion, several make it exact.
-  Deterministic.  Source: Song et al. 2021, eq. 13 and section 5.4; the iteration: Pan et al. 2023.
+  Deterministic.  Source: Song et al. 2021a, eq. 13 and section 5.4; the iteration: Pan et al. 2023.
   """
 
   def step(key, z, carry, t, s, cond, denoise, schedule):

@@ -26,7 +26,7 @@ def uniform() -> Grid:
 
 
 def quadratic() -> Grid:
-  """t_i = ((N - i) / N)^2: more steps where there is little noise.  Source: Song et al. 2021, appendix D.2."""
+  """t_i = ((N - i) / N)^2: more steps where there is little noise.  Source: Song et al. 2021a, appendix D.2."""
   return lambda num_steps, schedule: np.linspace(1.0, 0.0, num_steps + 1) ** 2
 
 
@@ -82,7 +82,7 @@ def karras(rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0) 
 def log_snr(low: float = -10.0, high: float = 10.0) -> Grid:
   """log-SNR evenly spaced from `low` to `high`, then 0, both brought into the schedule's range (t = 0.001 to 1).
 
-  Source: Lu et al. 2022, section 4 (their lambda is half of it).
+  Source: Lu et al. 2022a (DPM-Solver, arXiv 2206.00927); their lambda is half of it.
   """
 
   def grid(num_steps: int, schedule: NoiseSchedule | None) -> np.ndarray:

@@ -41,7 +41,7 @@ def compose(
   """Several conditions at once: unconditional + sum_k scale_k (conditional_k - unconditional).
 
   The conditions given to the wrapper replace the sampler's own; all evaluations are one call on (K + 1) B examples.
-  Source: Liu et al. 2022, eq. 11 ("composable diffusion", conjunction).
+  Source: Liu et al. 2022b, eq. 11 ("composable diffusion", conjunction).
   """
 
   def guided(z: Array, t: Array, cond: Cond) -> Prediction:

@@ -2,11 +2,11 @@
 
 With lambda = log(alpha / sigma), half of log-SNR, the probability flow from t to s is solved exactly but for x_hat:
 
-  z_s = sigma_s / sigma_t z_t + sigma_s int_{lambda_t}^{lambda_s} e^lambda x_hat(lambda) d lambda     (Lu et al. 2022, eq. 8)
+  z_s = sigma_s / sigma_t z_t + sigma_s int_{lambda_t}^{lambda_s} e^lambda x_hat(lambda) d lambda     (Lu et al. 2022b, eq. 8)
 
 A constant x_hat is DDIM.  DPM-Solver++ continues it as a line or a parabola through the last predictions.  Below,
 h = lambda_s - lambda_t, and decay = sigma_s / sigma_t, gain = alpha_s (1 - e^-h) are the two coefficients of DDIM.
-All but the SDE are deterministic: they ignore the key.  Where memory is missing (first steps), and on the last step, to
+Lu et al. 2022b is DPM-Solver++, arXiv 2211.01095.  All but the SDE are deterministic: they ignore the key.  Where memory is missing (first steps), and on the last step, to
 s = 0, where h has no end, the method of lower order steps in.  t and s are f32[], z is f32[B,H,W,C].
 """
 
@@ -50,7 +50,7 @@ def heun(sigma_max: float = 200.0) -> Sampler:
 
 
 def dpmpp_1() -> Sampler:
-  """DPM-Solver++ of first order: x_hat is constant over a step.  DDIM with eta = 0.  Source: Lu et al. 2022, eq. 12."""
+  """DPM-Solver++ of first order: x_hat is constant over a step.  DDIM with eta = 0.  Source: Lu et al. 2022b, eq. 12."""
   return ddim(0.0)
 
 
@@ -106,7 +106,7 @@ def _second_order(take: Stride, z: Array, x: Array, memory: Memory) -> Array:
 def dpmpp_2m() -> Sampler:
   """DPM-Solver++(2M): x_hat as a line through the last two predictions.  Second order, one evaluation a step.
 
-  Source: Lu et al. 2022, algorithm 2; its "midpoint" form, as in k-diffusion.
+  Source: Lu et al. 2022b, algorithm 2; its "midpoint" form, as in k-diffusion.
   """
 
   def step(key, z, memory, t, s, cond, denoise, schedule):
@@ -121,9 +121,10 @@ def dpmpp_2m() -> Sampler:
 def dpmpp_3m() -> Sampler:
   """DPM-Solver++(3M): x_hat as a parabola through the last three predictions.  Third order after its first two steps.
 
-  z_s = decay z + gain x + alpha_s (phi_2 d_1 - phi_3 d_2), with divided differences d_1, d_2 of x_hat in units of h and
-  phi_2 = 1 - (1 - e^-h) / h, phi_3 = (h - 1 + e^-h) / h^2 - 1/2.
-  Source: Lu et al. 2022, section 4 and appendix; the order of its differences as in diffusers and k-diffusion.
+  z_s = decay z + gain x_hat + alpha_s (phi_2 d_1 - 2 phi_3 d_2): the integral above for the parabola x_hat + d_1 u + d_2 u^2,
+  u from 0 to 1 over the step, with phi_2 = 1 - (1 - e^-h) / h and phi_3 = (h - 1 + e^-h) / h^2 - 1/2.
+  diffusers, k-diffusion and the authors' code lack the 2 (d_2 is half the second derivative) and are of second order.
+  Source: Lu et al. 2022b, section 4.
   """
 
   def step(key, z, memory, t, s, cond, denoise, schedule):
@@ -139,7 +140,7 @@ def dpmpp_3m() -> Sampler:
     phi_2 = 1 + jnp.expm1(-h) / h
     phi_3 = phi_2 / h - 0.5
     slope = first + jnp.where(is_third, memory.h, 0.0) * bend
-    z_s = take.decay * z + take.gain * x + take.alpha * (phi_2 * slope - phi_3 * h * bend)
+    z_s = take.decay * z + take.gain * x + take.alpha * (phi_2 * slope - 2 * phi_3 * h * bend)
     return z_s, memory.then(x, take.h)
 
   return Sampler(init=no_memory, step=step)
@@ -149,7 +150,7 @@ def dpmpp_sde_2m() -> Sampler:
   """SDE-DPM-Solver++(2M): the reverse SDE with x_hat as a line through the last two predictions.  Stochastic.
 
   z_s = e^-h decay z + alpha_s (1 - e^-2h) (x_hat + (x_hat - x_hat before) h / h_before / 2) + sigma_s sqrt(1 - e^-2h) noise.
-  With a constant x_hat it is `ddpm`.  Source: Lu et al. 2022, section 5 and appendix; "midpoint" as in k-diffusion.
+  With a constant x_hat it is `ddpm`.  Source: Lu et al. 2022b, section 5 and appendix; "midpoint" as in k-diffusion.
   """
 
   def step(key, z, memory, t, s, cond, denoise, schedule):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.diffusion import schedules
-from jaxdiff.diffusion.first_order import VARIANCES, LogVariance, batch_time, learned
+from jaxdiff.diffusion.first_order import VARIANCES, LogVariance, batch_time, fixed_clipped, learned
 from jaxdiff.diffusion.noise import fold_in, noise_like
 from jaxdiff.types import Array, Cond, Denoiser, NoiseSchedule, Prediction
 
@@ -92,13 +92,10 @@ def step(
   is_decoder = s <= 0
   mean, _ = schedules.posterior(schedule, x, z, t, s)
   mean_hat, _ = schedules.posterior(schedule, prediction.x, z, t, s)
-  # At s = 0 beta-tilde vanishes: that of the step before, from 2t to t, stands in (Nichol & Dhariwal 2021, section 3.1).
-  late, early = jnp.where(is_decoder, jnp.minimum(2 * t, 1), t), jnp.where(is_decoder, t, s)
-  true_log_variance = jnp.log(schedules.posterior_variance(schedule, late, early, x.ndim))
-  from_rule = log_variance(schedule, prediction, t, s)
-  model_log_variance = jnp.where(
-    jnp.isneginf(from_rule) | (is_decoder & (prediction.log_var is None)), true_log_variance, from_rule
-  )
+  true_log_variance = fixed_clipped(schedule, prediction, t, s)
+  model_log_variance = log_variance(schedule, prediction, t, s)
+  if prediction.log_var is None:  # a rule says nothing of the decoder
+    model_log_variance = jnp.where(is_decoder, true_log_variance, model_log_variance)
   kl = gaussian_kl(mean, true_log_variance, mean_hat, model_log_variance)
   decoder = -discretized_log_prob(x, mean_hat, model_log_variance)
   return bits(jnp.where(is_decoder, decoder, kl))

@@ -62,6 +62,7 @@ def edm(sigma_data: float = 0.5) -> Weighting:
 def sigmoid(bias: float = 0.0) -> Weighting:
   """SNR sigmoid(bias - log-SNR): eps error, fading where log-SNR exceeds bias.
 
+  Their losses have a factor -d log-SNR / dt too, which makes them free of the schedule; with uniform t this one is not.
   Source: Kingma & Gao 2023, section 4.2 (bias is their k); Hoogeboom et al. 2024, section 3.1.
   """
   return of_snr(lambda snr: snr / (1 + snr * jnp.exp(-bias)))

@@ -70,7 +70,7 @@ def velocity() -> Parameterization:
   """The network predicts u = eps - x: x = z - sigma u, eps = z + alpha u, both / (alpha + sigma).
 
   That divisor is 1 for rectified flow, where u is dz/dt.  |u error|^2 = |x error|^2 / sigma^2 there.
-  Source: Liu et al. 2022, eq. 1 (time reversed); Lipman et al. 2022, eq. 23.
+  Source: Liu et al. 2022a, eq. 1 (time reversed); Lipman et al. 2022, eq. 23.
   """
 
   def decode(out: Array, z: Array, alpha: Array, sigma: Array) -> Prediction:

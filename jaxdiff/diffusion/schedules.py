@@ -93,7 +93,7 @@ def rectified_flow() -> NoiseSchedule:
   """alpha_t = 1 - t, sigma_t = t: the straight path. The network is told 1000 t.
 
   Not variance preserving: use the parameterization `velocity` (or eps, x), not `v`.
-  Source: Liu et al. 2022, eq. 1, with time reversed (their t = 1 is data).
+  Source: Liu et al. 2022a, eq. 1, with time reversed (their t = 1 is data).
   """
   return NoiseSchedule(alpha=lambda t: 1 - t, sigma=lambda t: 1 * t, model_time=_thousand)
 
@@ -131,7 +131,8 @@ def zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
 
   alpha'_t = (alpha_t - alpha_1) alpha_0 / (alpha_0 - alpha_1).  What a network sees at t = 1 is then what it starts from
   when it draws. eps says nothing of x there, so train with v or x.
-  Raises ValueError for a schedule that is not VP.  Source: Lin et al. 2023, algorithm 1.
+  Raises ValueError for a schedule that is not VP.  Source: Lin et al. 2023, algorithm 1 (which keeps alpha at the table's
+  first step; we at t = 0).
   """
   if not _is_family(schedule, lambda alpha, sigma: alpha**2 + sigma**2):
     raise ValueError("zero terminal SNR is defined for variance-preserving schedules")
@@ -268,7 +269,7 @@ def posterior(schedule: NoiseSchedule, x: Array, z: Array, t: Array, s: Array) -
 def forward_variance(schedule: NoiseSchedule, t: Array, s: Array, ndim: int = 4) -> Array:
   """sigma_ts^2 = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2, the variance of q(z_t | z_s): DDPM's beta_t at stride 1.
 
-  Shapes: t, s: f32[B] or f32[], s < t.  Returns f32[B,1,1,1].  Source: Kingma et al. 2021, eq. 3.
+  Shapes: t, s: f32[B] or f32[], s < t.  Returns f32[B,1,1,1].  Source: Kingma et al. 2021, appendix A.
   """
   alpha_t, sigma_t = alpha_sigma(schedule, t, ndim)
   alpha_s, sigma_s = alpha_sigma(schedule, s, ndim)
