@@ -1,7 +1,8 @@
+import jax.numpy as jnp
 import pytest
 
 from jaxdiff import configuration
-from jaxdiff.diffusion import losses, samplers
+from jaxdiff.diffusion import losses, samplers, schedules
 from jaxdiff.errors import UserError
 
 DIT = "configs/dit_cfg.py"
@@ -125,7 +126,7 @@ def test_specs_are_calls_with_checked_names():
   weighting = configuration.build("min_snr(gamma=2)", losses.WEIGHTINGS, "weighting")
   assert float(weighting(schedules.cosine(), jnp.float32(0.25))) == 2  # SNR 5.8
   for spec, message in (
-    ("dimm", "unknown sampler 'dimm'. Did you mean 'ddim'? Known: ddim, ddpm."),
+    ("dimm", "unknown sampler 'dimm'. Did you mean 'ddim'? Known: ddim, ddpm, "),
     ("ddim(0.5)", "cannot read the sampler 'ddim(0.5)'"),
     ("ddim(eta=open('x'))", "cannot read the sampler"),
     ("os.remove(path='x')", "cannot read the sampler"),

@@ -37,11 +37,11 @@ def fixed_large(schedule: NoiseSchedule, prediction: Prediction, t: Array, s: Ar
 def fixed_clipped(schedule: NoiseSchedule, prediction: Prediction, t: Array, s: Array) -> Array:
   """As fixed_small, but finite at s = 0, where beta-tilde is 0: that of the step before, from 2t to t, stands in.
 
-  From t = 1, before which there is no step, that to t = 1/2.  Source: Nichol & Dhariwal 2021, section 3.1.
+  After t = 1/2, where 2t is beyond the end, that from 1 to 1/2.  Source: Nichol & Dhariwal 2021, section 3.1.
   """
   is_last = s <= 0
   late = jnp.where(is_last, jnp.minimum(2 * t, 1), t)
-  early = jnp.where(is_last, jnp.minimum(t, late / 2), s)
+  early = jnp.where(is_last, late / 2, s)
   return fixed_small(schedule, prediction, late, early)
 
 
@@ -90,9 +90,12 @@ def ddim(eta: float | Array = 0.0) -> Sampler:
 
   def step(key, z, carry, t, s, cond, denoise, schedule):
     prediction = denoise(z, batch_time(t, z), cond)
+    alpha_t, sigma_t = schedules.alpha_sigma(schedule, t, z.ndim)
     alpha_s, sigma_s = schedules.alpha_sigma(schedule, s, z.ndim)
     added = eta**2 * schedules.posterior_variance(schedule, t, s, z.ndim)
-    kept = jnp.sqrt(jnp.maximum(sigma_s**2 - added, 0))
+    # sigma_s^2 - added without losing digits: sigma_s^2 - beta-tilde = (alpha_t sigma_s^2 / (alpha_s sigma_t))^2.
+    rest = eta * alpha_t / alpha_s * sigma_s**2 / sigma_t
+    kept = jnp.sqrt(jnp.maximum((1 - eta**2) * sigma_s**2 + rest**2, 0))
     z_s = alpha_s * prediction.x + kept * prediction.eps
     is_exact = (eta == 0) | (s <= 0)
     return jax.lax.cond(is_exact, lambda: z_s, lambda: z_s + jnp.sqrt(added) * noise_like(key, z)), carry

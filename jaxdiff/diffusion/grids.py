@@ -112,8 +112,8 @@ def time_grid(
   log_snr) need the schedule.  Raises KeyError for an unknown kind, ValueError for steps that do not fit the grid.
   """
   grid = GRIDS[kind]() if isinstance(kind, str) else kind
-  times = grid(num_steps, schedule)
-  if num_steps < 1 or (np.diff(times) >= 0).any() or times[0] > 1:
+  times = grid(num_steps, schedule) if num_steps > 0 else np.zeros(2)
+  if (np.diff(times) >= 0).any() or times[0] > 1:
     raise ValueError(f"{num_steps} steps are too few or too many for this grid")
   return times
 

@@ -158,7 +158,7 @@ def dpmpp_sde_2m() -> Sampler:
     take = stride(schedule, t, s)
     line = x + take.per(memory.h) / 2 * (x - memory.x)
     lost = -jnp.expm1(-2 * take.h)
-    noise = schedule.sigma(s) * jnp.sqrt(lost) * noise_like(key, z)
+    noise = jnp.where(take.is_last, 0.0, schedule.sigma(s) * jnp.sqrt(lost)) * noise_like(key, z)
     return jnp.exp(-take.h) * take.decay * z + take.alpha * lost * line + noise, memory.then(x, take.h)
 
   return Sampler(init=no_memory, step=step)

@@ -94,7 +94,7 @@ def step(
   mean_hat, _ = schedules.posterior(schedule, prediction.x, z, t, s)
   true_log_variance = fixed_clipped(schedule, prediction, t, s)
   model_log_variance = log_variance(schedule, prediction, t, s)
-  if prediction.log_var is None:  # a rule says nothing of the decoder
+  if log_variance is not learned:  # fixed rules say nothing of the decoder
     model_log_variance = jnp.where(is_decoder, true_log_variance, model_log_variance)
   kl = gaussian_kl(mean, true_log_variance, mean_hat, model_log_variance)
   decoder = -discretized_log_prob(x, mean_hat, model_log_variance)
@@ -116,7 +116,7 @@ def random_step(
 def gaussian_kl(mean: Array, log_variance: Array, mean_2: Array | float, log_variance_2: Array) -> Array:
   """KL(N(mean, e^log_variance) || N(mean_2, e^log_variance_2)), value by value, in nats."""
   ratio = log_variance - log_variance_2
-  return 0.5 * (jnp.exp(ratio) - 1 - ratio + (mean - mean_2) ** 2 * jnp.exp(-log_variance_2))
+  return 0.5 * (jnp.expm1(ratio) - ratio + (mean - mean_2) ** 2 * jnp.exp(-log_variance_2))
 
 
 def discretized_log_prob(x: Array, mean: Array, log_variance: Array) -> Array:

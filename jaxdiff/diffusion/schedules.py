@@ -71,22 +71,24 @@ def cosine(log_snr_min: float = -20.0, log_snr_max: float = 20.0) -> NoiseSchedu
 def sigmoid(start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> NoiseSchedule:
   """alpha_t^2 a sigmoid in t, rescaled to run from 1 at t = 0 to 0 (floor 1e-9) at t = 1.
 
+  With f the logistic function and u_t = (start + t (end - start)) / tau,
+  alpha_t^2 = (f(u_1) - f(u_t)) / (f(u_1) - f(u_0)), and sigma_t^2 = 1 - alpha_t^2.
   Source: Jabri et al. 2022, algorithm 1 (`gamma` is alpha^2); values of Chen 2023, section 2.
   """
+  low, high = start / tau, end / tau
+  span = 1 / (1 + np.exp(-high)) - 1 / (1 + np.exp(-low))
 
-  def logistic(u: Any) -> Any:
-    return 1 / (1 + _xp(u).exp(-u))
+  # f(b) - f(u) = sinh((b - u) / 2) / (2 cosh(b / 2) cosh(u / 2)): the differences without losing digits at either end.
+  def gone(t: Any, fixed: float, share: Any) -> Any:
+    xp = _xp(t)
+    u = low + t * (high - low)
+    return xp.sinh((high - low) * share / 2) / (2 * np.cosh(fixed / 2) * xp.cosh(u / 2) * span)
 
-  first, last = logistic(np.float64(start / tau)), logistic(np.float64(end / tau))
-
-  def alpha2(t: Any) -> Any:
-    gamma = (last - logistic((t * (end - start) + start) / tau)) / (last - first)
-    return _xp(t).clip(gamma, 1e-9, 1.0)
-
-  def sigma(t: Any) -> Any:
-    return _xp(t).sqrt(1 - alpha2(t))
-
-  return NoiseSchedule(alpha=lambda t: _xp(t).sqrt(alpha2(t)), sigma=sigma, model_time=_thousand)
+  return NoiseSchedule(
+    alpha=lambda t: _xp(t).sqrt(_xp(t).clip(gone(t, high, 1 - t), 1e-9, 1.0)),
+    sigma=lambda t: _xp(t).sqrt(_xp(t).clip(gone(t, low, t), 0.0, 1 - 1e-9)),
+    model_time=_thousand,
+  )
 
 
 def rectified_flow() -> NoiseSchedule:
@@ -140,7 +142,7 @@ def zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
   stretch = first / (first - last)
 
   def alpha(t: Any) -> Any:
-    return _xp(t).maximum(schedule.alpha(t) - last, 0.0) * stretch
+    return _xp(t).where(t >= 1, 0.0, _xp(t).maximum(schedule.alpha(t) - last, 0.0) * stretch)
 
   def sigma(t: Any) -> Any:
     # 1 - alpha' = (1 - first) + stretch (first - alpha), and first - alpha from the sigmas: no digits are lost near t = 0.
@@ -192,7 +194,7 @@ def noise_ratio(schedule: NoiseSchedule, t: Any) -> Any:
 def time_of_log_snr(schedule: NoiseSchedule, log_snr: Any) -> Any:
   """The inverse of schedule.log_snr: t in [0, 1], by bisection; beyond the schedule's range its nearer end.
 
-  NumPy in, float64 out, to the last digits; a JAX array in, float32 out, within 1e-7.
+  NumPy in, float64 out, to the last digits; a JAX array in, float32 out, within 4e-7.
   """
   xp = _xp(log_snr)
   low = xp.zeros_like(log_snr, _dtype(log_snr))

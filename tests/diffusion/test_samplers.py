@@ -1,110 +1,306 @@
+"""Samplers on a mixture of Gaussians, whose denoiser is exact: what is left are the samplers' own errors."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from jaxdiff.diffusion import samplers, schedules
-from jaxdiff.types import Cond
-from tests.diffusion import gaussian
+from jaxdiff.diffusion import first_order, guidance, higher_order, samplers, schedules
+from jaxdiff.types import NULL_LABEL, Cond
+from tests.diffusion import mixture
+from tests.diffusion.mixture import THREE
 
-SCHEDULE = schedules.cosine()
-COND = Cond(jnp.zeros((1,), jnp.int32))
+COSINE = schedules.cosine()
+TO_NOISE = {
+  "zero_terminal_snr": schedules.zero_terminal_snr(schedules.linear()),
+  "rectified_flow": schedules.rectified_flow(),
+}
+FINEST = 256
+DISTINCT = ("ddpm", "ddim", "heun", "dpmpp_2m", "dpmpp_3m", "dpmpp_sde_2m", "unipc")  # the others are ddim
 
 
-def solve(sampler, num_steps, z, key=0, schedule=SCHEDULE, times=None, function=samplers.sample):
-  cond = Cond(jnp.zeros((len(z),), jnp.int32))
-  times = samplers.time_grid(num_steps) if times is None else times
+def solve(sampler, schedule, z, times, key=0, data=THREE, cond=None, function=samplers.sample):
   key = jax.random.key(key) if isinstance(key, int) else key
-  return function(sampler, schedule, gaussian.denoiser(schedule), key, z, times, cond)
+  return function(sampler, schedule, mixture.denoiser(data, schedule), key, z, times, cond)
 
 
-@pytest.mark.parametrize("schedule", [schedules.cosine(), schedules.linear(), schedules.rectified_flow()])
-def test_ddim_converges_to_the_probability_flow_with_order_one(schedule):
-  z = jnp.linspace(-1.5, 1.5, 8).reshape(8, 1, 1, 1)
-  wanted = gaussian.flow(schedule, z, np.float64(0.9), np.float64(0.1))
-  errors = []
-  for n in (8, 16, 32, 64):
-    got = solve(samplers.ddim(), n, z, schedule=schedule, times=np.linspace(0.9, 0.1, n + 1))
-    errors.append(float(jnp.abs(got - wanted).max()))
-  orders = np.log2(np.divide(errors[:-1], errors[1:]))
-  assert orders == pytest.approx([1, 1, 1], abs=0.2)
+def last_order(errors):
+  return np.log2(errors[-2] / errors[-1])
+
+
+@pytest.fixture(scope="module", params=["linear", "cosine"])
+def exact(request):
+  """A schedule, FINEST + 1 times and where the probability flow is at each, for six images drawn at the first."""
+  schedule, times = schedules.SCHEDULES[request.param](), np.linspace(0.95, 0.1, FINEST + 1)
+  eps = np.random.default_rng(0).standard_normal((6, 1, 1, 2))
+  z = schedule.alpha(times[0]) * mixture.draw(THREE, 6) + schedule.sigma(times[0]) * eps
+  return schedule, times, mixture.flow(THREE, schedule, z, times)
 
 
 @pytest.mark.parametrize(
-  "sampler", [samplers.ddpm(), samplers.ddim(), samplers.ddim(eta=0.5), samplers.ddim(eta=1.0)]
+  ("name", "known", "low", "high"),
+  [
+    ("ddim", 0, 0.9, 1.1),
+    ("heun", 0, 1.9, 2.1),
+    ("dpmpp_2m", 0, 1.9, 2.25),
+    ("dpmpp_3m", 0, 2.0, 3.2),  # its first two steps are of lower order
+    ("dpmpp_3m", 2, 2.8, 3.25),
+    ("unipc", 0, 2.8, 3.25),
+  ],
 )
-def test_samples_have_the_datas_mean_and_variance(sampler):
-  z = jax.random.normal(jax.random.key(1), (20_000, 1, 1, 1))
-  out = jax.jit(lambda z: solve(sampler, 200, z, key=2))(z)
-  # Four standard errors of 20,000 draws, plus the method's own bias at 200 steps.
-  assert float(out.mean()) == pytest.approx(gaussian.MEAN, abs=4 * gaussian.STD / 20_000**0.5 + 2e-3)
-  assert float(out.std()) == pytest.approx(gaussian.STD, rel=4 / 40_000**0.5 + 0.02)
+def test_halving_the_steps_shows_the_order_of_convergence(exact, name, known, low, high):
+  """The first `known` steps start on the exact flow, which fills a multistep method's memory with exact predictions."""
+  schedule, times, states = exact
+  sampler = samplers.SAMPLERS[name]()
+  errors = []
+  with jax.enable_x64(True):
+    key, denoise = jax.random.key(0), mixture.denoiser(THREE, schedule)
+    step = jax.jit(lambda z, carry, t, s: sampler.step(key, z, carry, t, s, None, denoise, schedule))
+    for stride in (4, 2, 1):
+      at, wanted = times[::stride], states[::stride]
+      z, carry = jnp.asarray(wanted[0]), sampler.init(jnp.asarray(wanted[0]))
+      for i in range(len(at) - 1):
+        z, carry = step(wanted[i] if i <= known else z, carry, at[i], at[i + 1])
+      errors.append(np.abs(z - wanted[-1]).max())
+  assert low < last_order(errors) < high
 
 
-def test_ddim_with_eta_one_is_ddpm():
-  z = jax.random.normal(jax.random.key(1), (4, 3, 3, 2))
-  ddpm = solve(samplers.ddpm(), 10, z, function=samplers.path)
-  ddim = solve(samplers.ddim(eta=1.0), 10, z, function=samplers.path)
-  np.testing.assert_allclose(ddim, ddpm, atol=2e-5)
+def spread(monkeypatch, sampler, denoise, schedule, variance, times):
+  """The variance of z at times[-1], exactly, for one pixel of variance `variance` at times[0] and a linear denoiser.
+
+  z_s is then linear in the first z and in every draw; a step is given its draw as its key.
+  """
+  for module in (first_order, higher_order):
+    monkeypatch.setattr(module, "noise_like", lambda key, z: key)
+
+  def run(z, noise):
+    def body(loop, now):
+      return sampler.step(now[0], *loop, now[1], now[2], None, denoise, schedule), None
+
+    return jax.lax.scan(body, (z, sampler.init(z)), (noise, times[:-1], times[1:]))[0][0]
+
+  with jax.enable_x64(True):
+    of_z, of_noise = jax.jit(jax.jacrev(run, (0, 1)))(
+      jnp.ones((1, 1, 1, 1)), jnp.ones((len(times) - 1, 1, 1, 1, 1))
+    )
+    return float(of_z.item() ** 2 * variance + (of_noise**2).sum())
 
 
-def test_eta_takes_its_variance_from_the_deterministic_part():
-  """Whatever eta, z_s given the right x has the marginal q(z_s | x): variance sigma_s^2."""
-  x, t, s = 0.2, jnp.float32(0.7), jnp.float32(0.4)
-  eps, key = jax.random.normal(jax.random.key(0), (50_000, 1, 1, 1)), jax.random.key(1)
-  z = schedules.add_noise(SCHEDULE, jnp.full_like(eps, x), eps, t)
-
-  def exact(z, t, cond):
-    from jaxdiff.types import Prediction
-
-    return Prediction(x=jnp.full_like(z, x), eps=eps)
-
-  for eta in (0.0, 0.6, 1.0):
-    z_s, _ = samplers.ddim(eta).step(key, z, (), t, s, COND, exact, SCHEDULE)
-    assert float(z_s.std()) == pytest.approx(float(SCHEDULE.sigma(s)), rel=0.015)
-    assert float(z_s.mean()) == pytest.approx(x * float(SCHEDULE.alpha(s)), abs=0.02)
-
-
-@pytest.mark.parametrize("name", samplers.SAMPLERS)
-def test_the_last_step_returns_the_prediction_without_noise(name):
-  schedule = schedules.linear()
-  z = jax.random.normal(jax.random.key(1), (4, 2, 2, 1))
-  out = solve(samplers.SAMPLERS[name](), 1, z, schedule=schedule, times=np.array([0.3, 0.0]))
-  wanted = gaussian.denoiser(schedule)(z, jnp.full((4,), 0.3), None).x
-  np.testing.assert_allclose(out, wanted, atol=1e-6)
+@pytest.mark.parametrize(
+  ("sampler", "order"),
+  [
+    (samplers.ddpm(), 1),
+    (samplers.ddpm("fixed_large"), 1),
+    (samplers.ddim(0.5), 1),
+    (samplers.euler_ancestral(), 1),
+    (samplers.dpmpp_sde_2m(), 2),
+  ],
+  ids=["ddpm", "fixed_large", "ddim_0.5", "euler_ancestral", "dpmpp_sde_2m"],
+)
+def test_the_variance_of_a_stochastic_sampler_converges_with_its_order(monkeypatch, sampler, order):
+  data = mixture.gaussian([0.3], [[0.25]])
+  (_, start), (_, wanted) = (mixture.moments(data, COSINE.alpha(t), COSINE.sigma(t)) for t in (0.95, 0.1))
+  errors = []
+  for n in (64, 128):
+    times = np.linspace(0.95, 0.1, n + 1)
+    got = spread(monkeypatch, sampler, mixture.denoiser(data, COSINE), COSINE, start.item(), times)
+    errors.append(abs(got - wanted.item()))
+  assert last_order(errors) == pytest.approx(order, abs=0.15)
 
 
-@pytest.mark.parametrize("name", samplers.SAMPLERS)
+FEW = np.linspace(0.95, 0.2, 4)  # three long steps
+
+
+def knowing(schedule, data, times):
+  """The exact denoiser with the exact learned share f of the variance of p(z_s | z_t), for the steps of one grid.
+
+  Var[z_s | z_t] = beta-tilde + (alpha_s sigma_ts^2 / sigma_t^2)^2 Var[x | z_t].
+  """
+  base, std2 = mixture.denoiser(data, schedule), data.covariances.item()
+
+  def denoise(z, t, cond):
+    s = t - (times[0] - times[1])
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = (schedules.alpha_sigma(schedule, u) for u in (t, s))
+    large = sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
+    small = large * sigma_s**2 / sigma_t**2
+    of_x = std2 * sigma_t**2 / (alpha_t**2 * std2 + sigma_t**2)
+    right = small + (alpha_s * large / sigma_t**2) ** 2 * of_x
+    share = (jnp.log(right) - jnp.log(small)) / (jnp.log(large) - jnp.log(small))
+    return base(z, t, cond)._replace(log_var=share + 0 * z)
+
+  return denoise
+
+
+@pytest.mark.parametrize(
+  ("sampler", "variance"),
+  [
+    (samplers.ddpm("fixed_small"), 0.0),
+    (samplers.ddpm("fixed_large"), 1.0),
+    (samplers.ddpm("learned"), 0.25),
+    (samplers.ddim(0.0), 0.0),
+    (samplers.ddim(0.6), 0.0),
+    (samplers.ddim(1.0), 0.0),
+    (samplers.dpmpp_sde_2m(), 0.0),
+  ],
+  ids=["fixed_small", "fixed_large", "learned", "ddim_0", "ddim_0.6", "ddim_1", "dpmpp_sde_2m"],
+)
+def test_the_variance_is_right_in_few_steps_for_the_data_it_is_made_for(monkeypatch, sampler, variance):
+  """beta-tilde and any eta: data without spread; beta: data that is noise; the learned one: what the network knows."""
+  data = mixture.gaussian([0.0], [[variance]])
+  (_, start), (_, wanted) = (mixture.moments(data, COSINE.alpha(t), COSINE.sigma(t)) for t in FEW[[0, -1]])
+  got = spread(monkeypatch, sampler, knowing(COSINE, data, FEW), COSINE, start.item(), FEW)
+  assert got == pytest.approx(wanted.item(), rel=1e-9)
+
+
+def test_a_learned_variance_needs_a_network_that_predicts_one():
+  with pytest.raises(ValueError, match="predicts no variance"):
+    solve(samplers.ddpm("learned"), COSINE, jnp.zeros((1, 1, 1, 2)), FEW)
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+@pytest.mark.parametrize("schedule", TO_NOISE.values(), ids=TO_NOISE)
+def test_samples_from_nothing_but_noise_have_the_datas_moments(name, schedule):
+  """alpha_1 = 0: the first step leaves from an infinite noise level."""
+  count = 8192
+  z = jax.random.normal(jax.random.key(1), (count, 1, 1, 2))
+  run = jax.jit(lambda z: solve(samplers.SAMPLERS[name](), schedule, z, samplers.time_grid(100)))
+  out = np.asarray(run(z), np.float64).reshape(count, 2)
+  mean, covariance = mixture.moments(THREE)
+  variance = np.diag(covariance)
+  # Four standard errors, and for the variance 6% that methods of first order lose in 100 steps (ddpm; 3% in 200).
+  np.testing.assert_array_less(np.abs(out.mean(0) - mean), 4 * (variance / count) ** 0.5)
+  bound = 4 * (2 / count) ** 0.5 * np.sqrt(np.outer(variance, variance)) + 0.06 * np.diag(variance)
+  np.testing.assert_array_less(np.abs(np.cov(out.T) - covariance), bound)
+
+
+ONE_STEP = st.tuples(st.floats(0.01, 1.0), st.floats(0.0, 0.99), st.integers(0, 2**31 - 1))
+
+
+def one_step(sampler, schedule, data=THREE):
+  """(t, share, seed) -> z_t, what the denoiser says of it, and z_s for s = share t; one compilation."""
+  denoise = mixture.denoiser(data, schedule)
+
+  @jax.jit
+  def run(t, s, seed):
+    key = jax.random.key(seed)
+    z = jax.random.normal(jax.random.fold_in(key, 0), (4, 1, 1, 2)) * (schedule.sigma(t) + schedule.alpha(t))
+    prediction = denoise(z, jnp.full((4,), t), None)
+    return z, prediction, sampler.step(key, z, sampler.init(z), t, s, None, denoise, schedule)[0]
+
+  return lambda t, share, seed: run(jnp.float32(t), jnp.float32(t * share), seed)
+
+
+DDPM, DDIM_ONE = (one_step(s, COSINE) for s in (samplers.ddpm(), samplers.ddim(1.0)))
+POINT = mixture.gaussian([0.3, -0.4], np.zeros((2, 2)))
+DDPM_POINT, SDE_POINT = (one_step(s, COSINE, POINT) for s in (samplers.ddpm(), samplers.dpmpp_sde_2m()))
+FLOW = one_step(samplers.euler(), schedules.rectified_flow())
+EXPLODING = one_step(samplers.euler(), schedules.edm(sigma_max=10.0))
+
+
+@settings(max_examples=50, deadline=None)
+@given(ONE_STEP)
+@example((1.0, 0.0, 0))
+def test_ddim_with_eta_one_is_ddpm(step):
+  np.testing.assert_allclose(DDIM_ONE(*step)[2], DDPM(*step)[2], atol=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(ONE_STEP)
+@example((1.0, 0.0, 0))
+def test_the_sde_of_a_known_image_is_ddpm(step):
+  np.testing.assert_allclose(SDE_POINT(*step)[2], DDPM_POINT(*step)[2], atol=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(ONE_STEP)
+def test_eulers_step_is_along_the_slope_of_the_flow(step):
+  """Rectified flow: dz/dt = eps - x.  Variance exploding: dz/dsigma = (z - x) / sigma (Karras et al. 2022, eq. 4)."""
+  t, share, _ = step
+  z, prediction, z_s = FLOW(*step)
+  np.testing.assert_allclose(z_s, z + t * (share - 1) * (prediction.eps - prediction.x), atol=1e-5)
+  z, prediction, z_s = EXPLODING(*step)
+  np.testing.assert_allclose(z_s, z + (share**7 - 1) * (z - prediction.x), atol=1e-5 * (1 + 10 * t**7))
+
+
+@pytest.mark.parametrize(("name", "eta"), [("euler", 0.0), ("dpmpp_1", 0.0), ("euler_ancestral", 1.0)])
+def test_other_names_of_ddim(name, eta):
+  z, times = jax.random.normal(jax.random.key(1), (4, 1, 1, 2)), samplers.time_grid(6)
+  pair = samplers.SAMPLERS[name](), samplers.ddim(eta)
+  got, wanted = (solve(s, COSINE, z, times, function=samplers.path) for s in pair)
+  assert (got == wanted).all()
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+def test_float32_is_accurate_from_log_snr_minus_20_to_20(monkeypatch, name):
+  """To 2e-4 of float64, images being of size 1, with steps too short for a difference of neighbours to have digits."""
+  for module in (first_order, higher_order):
+    monkeypatch.setattr(module, "noise_like", lambda key, z: jnp.full_like(z, 0.3))
+  ends = [1, 0.9999, 0.999], [1e-3, 1e-4, 1e-6, 0]
+  times = np.concatenate([ends[0], np.linspace(0.998, 2e-3, 500), ends[1]]).astype(np.float32)
+  z = np.random.default_rng(0).standard_normal((8, 1, 1, 2)).astype(np.float32)
+  run = jax.jit(lambda z, times: solve(samplers.SAMPLERS[name](), COSINE, z, times, function=samplers.path))
+  single = run(z, times)
+  with jax.enable_x64(True):
+    double = run(z.astype(np.float64), times.astype(np.float64))
+  assert single.dtype == np.float32 and double.dtype == np.float64
+  np.testing.assert_allclose(single, double, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "unipc"])
+def test_bfloat16_images_are_computed_in_float32(name):
+  z = jax.random.normal(jax.random.key(1), (4, 1, 1, 2), jnp.bfloat16)
+  run = jax.jit(
+    lambda z: solve(samplers.SAMPLERS[name](), COSINE, z, samplers.time_grid(6), function=samplers.path)
+  )
+  half, single = run(z), run(z.astype(jnp.float32))
+  assert half.dtype == jnp.bfloat16 and single.dtype == jnp.float32
+  assert (half == single.astype(jnp.bfloat16)).all() and jnp.isfinite(half).all()
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+@pytest.mark.parametrize("schedule", [schedules.linear(), COSINE], ids=["linear", "cosine"])
+def test_the_last_step_returns_the_prediction_without_noise(name, schedule):
+  """x; or z_0's prediction, x and sigma_0 eps, where sigma_0 is not 0 (cosine: 4.5e-5)."""
+  z, t = jax.random.normal(jax.random.key(1), (64, 1, 1, 2)), jnp.float32(0.3)
+  sampler, denoise = samplers.SAMPLERS[name](), mixture.denoiser(THREE, schedule)
+  step = jax.jit(lambda key: sampler.step(key, z, sampler.init(z), t, 0.0 * t, None, denoise, schedule)[0])
+  out = step(jax.random.key(0))
+  assert (out == step(jax.random.key(1))).all()
+  prediction, sigma_0 = denoise(z, jnp.full((64,), t), None), float(schedule.sigma(np.float64(0)))
+  np.testing.assert_array_less(jnp.abs(out - prediction.x), 2e-6 + 1.01 * sigma_0 * jnp.abs(prediction.eps))
+
+
+@pytest.mark.parametrize("name", DISTINCT)
 def test_an_image_does_not_depend_on_the_batch_it_is_drawn_in(name):
   keys = jax.random.split(jax.random.key(3), 6)
-  z = jax.random.normal(jax.random.key(4), (6, 3, 3, 1))
-  whole = solve(samplers.SAMPLERS[name](), 4, z, key=keys)
-  part = solve(samplers.SAMPLERS[name](), 4, z[3:], key=keys[3:])
-  np.testing.assert_allclose(part, whole[3:], atol=1e-6)
+  z = jax.random.normal(jax.random.key(4), (6, 1, 1, 2))
+  run = jax.jit(lambda key, z: solve(samplers.SAMPLERS[name](), COSINE, z, samplers.time_grid(4), key=key))
+  np.testing.assert_allclose(run(keys[3:], z[3:]), run(keys, z)[3:], atol=1e-6)
 
 
 def test_the_path_runs_from_the_noise_to_the_result():
-  z = jax.random.normal(jax.random.key(0), (2, 3, 3, 1))
-  out, path = solve(samplers.ddim(), 7, z), solve(samplers.ddim(), 7, z, function=samplers.path)
-  assert path.shape == (8, 2, 3, 3, 1)
+  z, times = jax.random.normal(jax.random.key(0), (2, 1, 1, 2)), samplers.time_grid(7)
+  out, path = (solve(samplers.ddim(), COSINE, z, times, function=f) for f in (samplers.sample, samplers.path))
+  assert path.shape == (8, 2, 1, 1, 2)
   assert (path[0] == z).all() and (path[-1] == out).all()
 
 
-def test_the_time_grid_runs_from_one_to_zero_in_float64():
-  grid = samplers.time_grid(50)
-  assert grid.shape == (51,) and grid.dtype == np.float64
-  assert grid[0] == 1 and grid[-1] == 0 and (np.diff(grid) < 0).all()
-
-
-def test_one_trace_serves_every_eta_key_and_time():
+def test_one_trace_a_number_of_steps_serves_every_scale_label_seed_eta_and_time():
   traces = []
 
   @jax.jit
-  def run(eta, key, z, times):
-    traces.append(1)
-    return samplers.sample(samplers.ddim(eta), SCHEDULE, gaussian.denoiser(SCHEDULE), key, z, times, COND)
+  def run(scale, label, seed, eta, times):
+    traces.append(len(times) - 1)
+    denoise = guidance.classifier_free(mixture.denoiser(THREE, COSINE), scale)
+    z = jnp.ones((3, 1, 1, 2))
+    return samplers.sample(samplers.ddim(eta), COSINE, denoise, jax.random.key(seed), z, times, Cond(label))
 
-  z = jnp.ones((1, 2, 2, 1))
-  for eta, seed, end in ((0.0, 0, 0.0), (0.7, 1, 0.1)):
-    assert jnp.isfinite(run(eta, jax.random.key(seed), z, np.linspace(1, end, 5).astype(np.float32))).all()
-  assert len(traces) == 1
+  plain = (1.5, jnp.array([0, 1, 2]), 0, 0.5, np.linspace(1, 0, 5))
+  others = {0: 4.0, 1: jnp.array([2, NULL_LABEL, 1]), 2: 7, 3: 0.0, 4: np.linspace(1, 0, 5) ** 2}
+  base = run(*plain)
+  for i, other in others.items():
+    assert (run(*plain[:i], other, *plain[i + 1 :]) != base).any(), i
+  run(*plain[:4], np.linspace(1, 0, 8)), run(3.0, *plain[1:4], np.linspace(1, 0, 8))
+  assert traces == [4, 7]
