@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -25,7 +26,7 @@ _TYPE_NAMES = {
   bool: "true or false",
   int: "a whole number",
   float: "a number",
-  str: "text",
+  str: "a word",
   tuple: "a list as in 0,1,2",
 }
 
@@ -140,10 +141,15 @@ def parse_call(
   name = call.func.id
   if name not in functions:
     raise unknown(kind, name, functions)
-  parameters = functions[name].__code__.co_varnames[: functions[name].__code__.co_argcount]
-  for key in arguments:
-    if key not in parameters:
-      raise unknown(f"argument of {kind} {name!r}:", key, parameters)
+  settable = inspect.signature(functions[name]).parameters.values()
+  defaults = {p.name: p.default for p in settable if p.default is not inspect.Parameter.empty}
+  for key, value in arguments.items():
+    if key not in defaults:
+      raise unknown(f"argument of {kind} {name!r}:", key, defaults)
+    if isinstance(value, str) != isinstance(defaults[key], str):
+      raise UserError(
+        f"{key} of {kind} {name!r} takes {_TYPE_NAMES[type(defaults[key])]} (by default {defaults[key]!r}), not {value!r}."
+      )
   return name, arguments
 
 

@@ -123,6 +123,8 @@ def test_differences_name_keys_and_both_values(config):
 def test_specs_are_calls_with_checked_names():
   assert configuration.parse_call("ddim", samplers.SAMPLERS, "sampler") == ("ddim", {})
   assert configuration.parse_call("ddim(eta=0.5)", samplers.SAMPLERS, "sampler") == ("ddim", {"eta": 0.5})
+  words = configuration.parse_call("ddpm(variance=learned)", samplers.SAMPLERS, "sampler")
+  assert words == ("ddpm", {"variance": "learned"})
   weighting = configuration.build("min_snr(gamma=2)", losses.WEIGHTINGS, "weighting")
   assert float(weighting(schedules.cosine(), jnp.float32(0.25))) == 2  # SNR 5.8
   for spec, message in (
@@ -131,6 +133,8 @@ def test_specs_are_calls_with_checked_names():
     ("ddim(eta=open('x'))", "cannot read the sampler"),
     ("os.remove(path='x')", "cannot read the sampler"),
     ("ddim(eta=", "cannot read the sampler"),
+    ("ddim(eta=half)", "eta of sampler 'ddim' takes a number (by default 0.0), not 'half'."),
+    ("ddpm(variance=1)", "variance of sampler 'ddpm' takes a word (by default 'fixed_small'), not 1."),
     ("ddim(teta=1)", "unknown argument of sampler 'ddim': 'teta'. Did you mean 'eta'?"),
   ):
     with pytest.raises(UserError) as told:

@@ -174,6 +174,6 @@ def test_every_family_trains_and_draws(lines):
   loss, gradient = jax.value_and_grad(
     lambda p: task.loss(p, state, batch_of(range(64)), jax.random.key(0))[0]
   )(state.params)
-  assert jnp.isfinite(loss) and 0 < float(optim.optax.global_norm(gradient)) < 100
+  assert jnp.isfinite(loss) and 0 < float(optax.tree.norm(gradient)) < 100
   images = draw.make_draw(config, task, lambda rows: rows)(state, np.arange(4), np.arange(4))
   assert len({image.tobytes() for image in images}) == 4
