@@ -188,9 +188,7 @@ class DiT(nn.Module):
   ) -> Array:
     del train  # DiT has no dropout
     self.check()
-    layers.check_size(
-      z.shape[1:3], self.patch_size, f"patch size {self.patch_size} (config.model.patch_size)"
-    )
+    self.check_image(z.shape[1:3])
     dtype = layers.dtype(self.dtype)
     x = Patches(self.patch_size, self.width, dtype, name="patches")(z)
     c = layers.Embedding(self.num_classes, 256, self.width, dtype=dtype, name="embedding")(t, cond)
@@ -222,6 +220,11 @@ class DiT(nn.Module):
       stacked = jnp.stack([*residuals, *[jnp.zeros_like(x)] * missing])
     x, _ = stack(*settings, name="blocks")(x, c, stacked)
     return x
+
+  @nn.nowrap
+  def check_image(self, size: Sequence[int]) -> None:
+    """Raises UserError where the patch size does not divide an image's height and width."""
+    layers.check_size(size, self.patch_size, f"patch size {self.patch_size} (config.model.patch_size)")
 
   @nn.nowrap
   def check(self) -> None:

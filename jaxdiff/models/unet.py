@@ -254,8 +254,7 @@ class UNet(nn.Module):
     residuals: tuple[Sequence[Array], Array] | None = None,
   ) -> Array:
     self.check()
-    factor = 2 ** (len(self.channel_mults) - 1)
-    layers.check_size(z.shape[1:3], factor, f"{factor}, which {len(self.channel_mults)} levels halve it by")
+    self.check_image(z.shape[1:3])
     dtype = layers.dtype(self.dtype)
     c = self.embedding()(t, cond)
     skips, h = self.half(Encoder, train, "encoder")(z, c)
@@ -302,6 +301,12 @@ class UNet(nn.Module):
       dtype=dtype,
       name=name,
     )
+
+  @nn.nowrap
+  def check_image(self, size: Sequence[int]) -> None:
+    """Raises UserError where the levels do not divide an image's height and width."""
+    factor = 2 ** (len(self.channel_mults) - 1)
+    layers.check_size(size, factor, f"{factor}, which {len(self.channel_mults)} levels halve it by")
 
   @nn.nowrap
   def check(self) -> None:
