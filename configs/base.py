@@ -33,15 +33,13 @@ def get_config() -> ConfigDict:
   c.diffusion.schedule = "cosine"
   c.diffusion.shift = 1.0  # times the noise for the same signal, for larger images
   c.diffusion.zero_terminal_snr = False  # bring the schedule's end to pure noise
-  c.diffusion.parameterization = (
-    "v"  # what the network predicts: eps | x | v | velocity | edm(sigma_data=0.5)
-  )
+  # what the network predicts: eps | x | v | velocity | edm(sigma_data=0.5)
+  c.diffusion.parameterization = "v"
   # uniform_eps | uniform_x | uniform_v | truncated_snr | min_snr(gamma=5) | p2 | edm(sigma_data=0.5) | sigmoid | vlb
   c.diffusion.weighting = "uniform_v"
   # uniform | uniform_discrete | low_discrepancy | logit_normal(mean=0.0,std=1.0) | edm_log_normal(mean=-1.2,std=1.2)
   c.diffusion.time_density = "uniform"
   c.diffusion.vlb_weight = 0.001  # of the bound, which teaches a learned variance (config.model.learn_sigma)
-  c.diffusion.vlb_steps = 1000  # steps that this bound is taken over
   c.diffusion.label_dropout = 0.1  # share of examples trained without label, for classifier-free guidance
 
   c.optim = ConfigDict()
@@ -85,7 +83,7 @@ def get_config() -> ConfigDict:
   c.sample.grid = "uniform"
   c.sample.threshold = "clip"  # the predicted image's range: clip | dynamic(percentile=0.995) | none
   c.sample.image = ""  # a file: start from this image instead of from noise
-  c.sample.strength = 1.0  # share of the way to noise that the image goes: the less, the more of it stays
+  c.sample.strength = 1.0  # share of the steps that it goes through: the less, the more of the image stays
   c.sample.mask = ""  # a file: paint only where it is white, the rest stays as in the image
   c.sample.repeats = 1  # times each step is taken when painting: more fit the new part to the old one better
   c.sample.batch_size = 100  # images drawn at a time

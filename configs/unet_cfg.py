@@ -71,6 +71,7 @@ def imagenet64(c: ConfigDict) -> None:
   """The 64x64 class-conditional network of Dhariwal & Nichol 2021, table 4."""
   base.imagenet64(c)
   c.model.update(unet.PRESETS["adm_imagenet64"] | {"null_class": True})
+  c.diffusion.time_density = "uniform_discrete"
   c.model.dtype = "bfloat16"
   c.train.batch_size = 2048
   c.train.steps = 540_000

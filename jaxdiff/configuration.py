@@ -123,7 +123,10 @@ def from_json(text: str) -> ConfigDict:
 def build(spec: str, functions: Mapping[str, Callable[..., Built]], kind: str) -> Built:
   """What a spec such as `ddim` or `ddim(eta=0.5)` names: functions["ddim"](eta=0.5).  Raises UserError."""
   name, arguments = parse_call(spec, functions, kind)
-  return functions[name](**arguments)
+  try:
+    return functions[name](**arguments)
+  except ValueError as error:
+    raise UserError(f"the {kind} {spec!r} cannot be: {error}.") from None
 
 
 def parse_call(
@@ -146,10 +149,13 @@ def parse_call(
   for key, value in arguments.items():
     if key not in defaults:
       raise unknown(f"argument of {kind} {name!r}:", key, defaults)
-    if isinstance(value, str) != isinstance(defaults[key], str):
+    wanted = type(defaults[key])
+    fits = {float: (int, float)}.get(wanted, wanted)
+    if not isinstance(value, fits) or isinstance(value, bool) != (wanted is bool):
       raise UserError(
-        f"{key} of {kind} {name!r} takes {_TYPE_NAMES[type(defaults[key])]} (by default {defaults[key]!r}), not {value!r}."
+        f"{key} of {kind} {name!r} takes {_TYPE_NAMES[wanted]} (by default {defaults[key]!r}), not {value!r}."
       )
+    arguments[key] = wanted(value)
   return name, arguments
 
 

@@ -18,7 +18,7 @@ from jaxdiff.data import files, pixels
 from jaxdiff.diffusion import editing, guidance, samplers, schedules
 from jaxdiff.errors import UserError
 from jaxdiff.tasks import process
-from jaxdiff.types import NULL_LABEL, Cond, Denoiser, NoiseSchedule, PyTree, Task
+from jaxdiff.types import NULL_LABEL, Cond, Denoiser, NoiseSchedule, Prediction, PyTree, Task
 
 ALWAYS = (0.0, float("inf"))  # the interval of guidance that leaves nothing out
 Draw = Callable[..., np.ndarray]  # (state, index, label, record=False) -> u8[B,H,W,C]
@@ -30,11 +30,13 @@ def check(config: Any) -> None:
   for key in ("steps", "num", "batch_size", "repeats"):
     if s[key] < 1:
       raise UserError(f"config.sample.{key} is {s[key]}; it must be at least 1.")
-  sampler, arguments = configuration.parse_call(s.sampler, samplers.SAMPLERS, "sampler")
+  sampler, words, _ = _sampler(s)
   if sampler == "ddpm":
-    _check_variance(arguments.get("variance", "fixed_small"), config.model.learn_sigma)
-  configuration.parse_call(s.threshold, guidance.THRESHOLDS, "threshold")
-  times(config, process.build_schedule(config.diffusion))
+    _check_variance(words.get("variance", "fixed_small"), config.model.learn_sigma)
+  configuration.build(s.sampler, samplers.SAMPLERS, "sampler")
+  schedule = process.build_schedule(config.diffusion)
+  _threshold(s, lambda z, t, cond: Prediction(z, z), schedule)
+  times(config, schedule)
   classes = config.model.num_classes
   for label in s.labels:
     if not 0 <= label < classes and label != NULL_LABEL:
@@ -50,8 +52,18 @@ def check(config: Any) -> None:
     raise UserError(
       f"config.sample.guidance_interval is {s.guidance_interval}; give two noise levels sigma/alpha, low,high as 0.2,5."
     )
-  if not s.image and s.mask:
-    raise UserError("config.sample.mask needs the image that it masks: --config.sample.image=FILE.")
+  if not 0 <= s.guidance_rescale <= 1:
+    raise UserError(f"config.sample.guidance_rescale is {s.guidance_rescale:g}; give a share from 0 to 1.")
+  for key, needed, is_missing in (
+    ("guidance_interval", "guidance", tuple(s.guidance_interval) != ALWAYS and s.guidance == 1),
+    ("guidance_rescale", "guidance", s.guidance_rescale != 0 and s.guidance == 1),
+    ("mask", "image", s.mask and not s.image),
+    ("strength", "image", s.strength != 1 and not s.image),
+    ("repeats", "mask", s.repeats != 1 and not s.mask),
+  ):
+    if is_missing:
+      raise UserError(f"config.sample.{key} is {s[key]!r}, which needs a --config.sample.{needed} too.")
+  _given_image(config)
 
 
 def _check_variance(name: str, learn_sigma: bool) -> None:
@@ -81,7 +93,7 @@ def times(config: Any, schedule: NoiseSchedule) -> np.ndarray:
     return editing.last_part(every, s.strength) if s.image else every
   except ValueError:
     raise UserError(
-      f"config.sample.strength is {s.strength:g}. Give a share of the way to noise above 0 and up to 1."
+      f"config.sample.strength is {s.strength:g}. Give a share of the steps above 0 and up to 1."
     ) from None
 
 
@@ -94,11 +106,11 @@ def make_draw(config: Any, task: Task, place: Callable[[PyTree], PyTree]) -> Dra
   """
   s = config.sample
   schedule = process.build_schedule(config.diffusion)
-  name, arguments = configuration.parse_call(s.sampler, samplers.SAMPLERS, "sampler")
-  words = {key: value for key, value in arguments.items() if isinstance(value, str)}
-  numbers = {key: value for key, value in arguments.items() if key not in words}
+  name, words, _ = _sampler(s)
   visited = times(config, schedule)
   given = _given_image(config)
+  # What is to be painted over shines through a noise that is not all noise, as at the first time of some grids.
+  starts_from_image = "image" in given and not ("mask" in given and s.strength == 1)
   shape = (config.data.image_size, config.data.image_size, config.data.channels)
   steer = _steering(s, schedule)
 
@@ -113,7 +125,9 @@ def make_draw(config: Any, task: Task, place: Callable[[PyTree], PyTree]) -> Dra
     sampler = samplers.SAMPLERS[name](**words, **numbers)
     if "mask" in given:
       sampler = editing.inpaint(sampler, schedule, given["image"], given["mask"], s.repeats)
-    z = schedules.start(schedule, noise, visited[0], given.get("image"))
+    z = schedules.start(schedule, noise, visited[0])
+    if starts_from_image:
+      z = schedules.add_noise(schedule, given["image"], noise, jnp.float32(visited[0]))
     solver = samplers.path if record else samplers.sample
     return pixels.to_uint8(solver(sampler, schedule, denoise, keys[1], z, visited, Cond(rows["label"])))
 
@@ -122,15 +136,22 @@ def make_draw(config: Any, task: Task, place: Callable[[PyTree], PyTree]) -> Dra
   def draw(state: Any, index: np.ndarray, label: np.ndarray, record: bool = False) -> np.ndarray:
     params = optim.ema_params(state) if s.ema else state.params
     rows = place({"index": index.astype(np.uint32), "label": label.astype(np.int32)})
+    numbers = _sampler(s)[2]
     return np.asarray(solve(params, state, jax.random.key(s.seed), rows, s.guidance, numbers, given, record))
 
   return draw
 
 
+def _sampler(s: Any) -> tuple[str, dict[str, str], dict[str, float]]:
+  """(name, words, numbers) of config.sample.sampler: words are compiled in, numbers are not."""
+  name, arguments = configuration.parse_call(s.sampler, samplers.SAMPLERS, "sampler")
+  words = {key: value for key, value in arguments.items() if isinstance(value, str)}
+  return name, words, {key: value for key, value in arguments.items() if key not in words}
+
+
 def _steering(s: Any, schedule: NoiseSchedule) -> Callable[[Denoiser, Any], Denoiser]:
   """The function steer(denoise, scale) that wraps a model's denoiser in what config.sample asks for."""
   is_guided = s.guidance != 1  # without guidance at half the cost
-  threshold, arguments = configuration.parse_call(s.threshold, guidance.THRESHOLDS, "threshold")
 
   def steer(denoise: Denoiser, scale: Any) -> Denoiser:
     steered = denoise
@@ -140,9 +161,18 @@ def _steering(s: Any, schedule: NoiseSchedule) -> Callable[[Denoiser, Any], Deno
       steered = guidance.classifier_free(denoise, scale)
     if is_guided and tuple(s.guidance_interval) != ALWAYS:
       steered = guidance.interval(steered, denoise, schedule, *s.guidance_interval)
-    return guidance.THRESHOLDS[threshold](steered, schedule, **arguments)
+    return _threshold(s, steered, schedule)
 
   return steer
+
+
+def _threshold(s: Any, denoise: Denoiser, schedule: NoiseSchedule) -> Denoiser:
+  """The denoiser with its x kept in range as config.sample.threshold says."""
+  name, arguments = configuration.parse_call(s.threshold, guidance.THRESHOLDS, "threshold")
+  try:
+    return guidance.THRESHOLDS[name](denoise, schedule, **arguments)
+  except ValueError as error:
+    raise UserError(f"{error} (config.sample.threshold={s.threshold!r}).") from None
 
 
 def _given_image(config: Any) -> dict[str, jax.Array]:
@@ -150,9 +180,8 @@ def _given_image(config: Any) -> dict[str, jax.Array]:
   s = config.sample
   given: dict[str, jax.Array] = {}
   if s.image:
-    image = files.read_image(s.image, config.data, config.data.channels)
+    image, mask = files.read_image(s.image, s.mask, config.data)
     given["image"] = pixels.to_signed(jnp.asarray(image[None]))
-  if s.mask:
-    mask = files.read_image(s.mask, config.data, 1)
-    given["mask"] = jnp.asarray(mask[None] > 127, jnp.float32)
+    if mask is not None:
+      given["mask"] = jnp.asarray(mask[None], jnp.float32)
   return given

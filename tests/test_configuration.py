@@ -135,6 +135,8 @@ def test_specs_are_calls_with_checked_names():
     ("ddim(eta=", "cannot read the sampler"),
     ("ddim(eta=half)", "eta of sampler 'ddim' takes a number (by default 0.0), not 'half'."),
     ("ddpm(variance=1)", "variance of sampler 'ddpm' takes a word (by default 'fixed_small'), not 1."),
+    ("ddim(eta=None)", "eta of sampler 'ddim' takes a number (by default 0.0), not None."),
+    ("ddim(eta=True)", "eta of sampler 'ddim' takes a number"),
     ("ddim(teta=1)", "unknown argument of sampler 'ddim': 'teta'. Did you mean 'eta'?"),
   ):
     with pytest.raises(UserError) as told:

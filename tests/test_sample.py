@@ -1,8 +1,10 @@
 import jax
 import numpy as np
+import pytest
 
 from jaxdiff import draw, optim, sample, tasks
 from jaxdiff.data import decode
+from jaxdiff.errors import UserError
 from jaxdiff.types import NULL_LABEL
 from tests import small
 
@@ -98,7 +100,7 @@ def test_an_image_is_started_from_and_a_mask_keeps_the_rest(tmp_path):
 
 def test_a_number_among_the_samplers_arguments_does_not_trace_again_but_a_step_count_does():
   traces = []
-  config, task, state = made("sample.sampler=ddim(eta=0.2)")
+  config, task, state = made()
 
   def counted(params, state):
     traces.append(1)
@@ -106,8 +108,19 @@ def test_a_number_among_the_samplers_arguments_does_not_trace_again_but_a_step_c
 
   for steps, wanted in ((3, 1), (4, 2)):
     config.sample.steps = steps
+    config.sample.sampler = "ddim(eta=0.0)"
     draws = draw.make_draw(config, task._replace(denoiser=counted), lambda rows: rows)
-    for seed in (0, 1):
-      config.sample.seed = seed
-      draws(state, np.arange(2), np.arange(2))
+    images = []
+    for eta in (0.0, 0.7):
+      config.sample.sampler = f"ddim(eta={eta})"
+      images.append(draws(state, np.arange(2), np.arange(2)))
     assert len(traces) == wanted
+    assert (images[0] != images[1]).any()
+
+
+def test_a_mask_of_another_size_than_its_image_is_told(tmp_path):
+  image = write(tmp_path / "image.png", np.zeros((8, 8, 1), np.uint8))
+  mask = write(tmp_path / "mask.png", np.zeros((16, 8, 1), np.uint8))
+  config = small.config("dit", f"sample.image={image}", f"sample.mask={mask}")
+  with pytest.raises(UserError, match="is 8x16 pixels, its image 8x8"):
+    draw.check(config)

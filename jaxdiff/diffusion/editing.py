@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.diffusion import samplers, schedules
+from jaxdiff.diffusion.first_order import no_carry
 from jaxdiff.diffusion.noise import fold_in, noise_like
-from jaxdiff.types import Array, Cond, Denoiser, NoiseSchedule, PyTree, Sampler
+from jaxdiff.types import Array, Cond, Denoiser, NoiseSchedule, Sampler
 
 
 def last_part(times: np.ndarray, strength: float) -> np.ndarray:
@@ -48,24 +49,24 @@ def inpaint(
 
   After each step the rest of z_s is drawn from q(z_s | image) (at s = 0: the image itself).  With repeats > 1 each step is
   taken that often, going back between by z_t ~ q(z_t | z_s), so that the new part can answer to the old one.
+  What a multistep sampler remembers is of another image then, so each step starts without: these become of first order.
 
-  Shapes: image: f32[B,H,W,C] in [-1, 1]; mask: f32[B,H,W,1] in {0, 1}.
+  Shapes: image: f32[B or 1,H,W,C] in [-1, 1]; mask: f32[B or 1,H,W,1] in {0, 1}.
   Source: Lugmayr et al. 2022, eq. 8 and algorithm 1 (mask there is 1 where the image is known; jumps of length 1).
   """
 
   def step(key, z, carry, t, s, cond, denoise, schedule_):
-    def once(i: Array, loop: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
-      z, after = loop
+    def once(i: Array, z: Array) -> Array:
       keys = [fold_in(fold_in(key, i), k) for k in range(3)]
       z = jnp.where(i == 0, z, _forward(schedule, z, t, s, noise_like(keys[0], z)))
-      z_s, after = sampler.step(keys[1], z, carry, t, s, cond, denoise, schedule_)
+      z_s, _ = sampler.step(keys[1], z, sampler.init(z), t, s, cond, denoise, schedule_)
       known = schedules.add_noise(schedule, image, noise_like(keys[2], z), s)
       known = jnp.where(s <= 0, image, known)
-      return jnp.where(mask > 0, z_s, known).astype(z.dtype), after
+      return jnp.where(mask > 0, z_s, known).astype(z.dtype)
 
-    return jax.lax.fori_loop(0, repeats, once, (z, carry))
+    return jax.lax.fori_loop(0, repeats, once, z), carry
 
-  return Sampler(init=sampler.init, step=step)
+  return Sampler(init=no_carry, step=step)
 
 
 def _forward(schedule: NoiseSchedule, z_s: Array, t: Array, s: Array, noise: Array) -> Array:

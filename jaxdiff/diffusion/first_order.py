@@ -88,6 +88,9 @@ def ddim(eta: float | Array = 0.0) -> Sampler:
   is eta sqrt(beta-tilde), their alpha_t our alpha_t^2).
   """
 
+  if isinstance(eta, float) and not 0 <= eta <= 1:
+    raise ValueError(f"eta {eta} is not in [0, 1]")
+
   def step(key, z, carry, t, s, cond, denoise, schedule):
     prediction = denoise(z, batch_time(t, z), cond)
     alpha_t, sigma_t = schedules.alpha_sigma(schedule, t, z.ndim)

@@ -15,9 +15,8 @@ from jaxdiff.types import NoiseSchedule
 
 Grid = Callable[[int, NoiseSchedule | None], np.ndarray]
 
-FIRST = (
-  1e-3  # the cleanest time that a grid in noise levels visits before 0: the first step of a 1000-step table
-)
+# The cleanest time that a grid in noise levels visits before 0: the first step of a 1000-step table.
+FIRST = 1e-3
 
 
 def uniform() -> Grid:
@@ -71,6 +70,9 @@ def karras(rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0) 
   Both ends are brought into the schedule's range, that of t = 0.001 to 1.  Source: Karras et al. 2022, eq. 5.
   """
 
+  if not (rho > 0 and 0 < sigma_min < sigma_max):
+    raise ValueError("rho must be above 0, and sigma_min between 0 and sigma_max")
+
   def grid(num_steps: int, schedule: NoiseSchedule | None) -> np.ndarray:
     low, high = _log_snr_range(schedule, "karras")
     first, last = np.clip([sigma_max, sigma_min], np.exp(-high / 2), np.exp(-low / 2)) ** (1 / rho)
@@ -84,6 +86,9 @@ def log_snr(low: float = -10.0, high: float = 10.0) -> Grid:
 
   Source: Lu et al. 2022a (DPM-Solver, arXiv 2206.00927); their lambda is half of it.
   """
+
+  if not low < high:
+    raise ValueError(f"low {low} is not below high {high}")
 
   def grid(num_steps: int, schedule: NoiseSchedule | None) -> np.ndarray:
     first, last = np.clip([low, high], *_log_snr_range(schedule, "log_snr"))
@@ -113,12 +118,14 @@ def time_grid(
   """
   grid = GRIDS[kind]() if isinstance(kind, str) else kind
   times = grid(num_steps, schedule) if num_steps > 0 else np.zeros(2)
-  if (np.diff(times) >= 0).any() or times[0] > 1:
-    raise ValueError(f"{num_steps} steps are too few or too many for this grid")
+  if not (np.diff(times) < 0).all() or times[0] > 1:
+    raise ValueError(f"{num_steps} steps do not make a falling grid within [0, 1]")
   return times
 
 
 def _of_steps(steps: np.ndarray, train_steps: int) -> np.ndarray:
+  if train_steps < 1:
+    raise ValueError(f"train_steps is {train_steps}; a table has 1 or more")
   return np.append((steps + 1) / train_steps, 0.0)
 
 

@@ -174,8 +174,12 @@ def clip_x(denoise: Denoiser, schedule: NoiseSchedule, limit: float = 1.0) -> De
 def dynamic_threshold(denoise: Denoiser, schedule: NoiseSchedule, percentile: float = 0.995) -> Denoiser:
   """Divides the predicted x by s = max(1, the percentile of |x| over an image), clipped to [-s, s] before.
 
-  Strong guidance then brings pixels back from saturation, where clip_x leaves them.  Source: Saharia et al. 2022, section 2.3.
+  Strong guidance then brings pixels back from saturation, where clip_x leaves them.
+  Raises ValueError for a percentile outside (0, 1].  Source: Saharia et al. 2022, section 2.3.
   """
+
+  if not 0 < percentile <= 1:
+    raise ValueError(f"percentile {percentile} is not in (0, 1]")
 
   def limited(z: Array, t: Array, cond: Cond) -> Prediction:
     prediction = denoise(z, t, cond)

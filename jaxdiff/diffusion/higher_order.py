@@ -69,6 +69,7 @@ class Stride(NamedTuple):
 
 
 def stride(schedule: NoiseSchedule, t: Array, s: Array) -> Stride:
+  """The coefficients of the step from t to s, f32[] each.  Source: Lu et al. 2022b, eq. 8 and 12."""
   alpha_t, sigma_t, alpha_s, sigma_s = (
     schedule.alpha(t),
     schedule.sigma(t),

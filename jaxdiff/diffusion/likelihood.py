@@ -104,9 +104,9 @@ def step(
 def random_step(
   schedule: NoiseSchedule, prediction: Prediction, x: Array, z: Array, t: Array, num_steps: int
 ) -> Array:
-  """T times the term of a step t -> t - 1/T with a learned variance: the bound's steps and decoder, at a random t.
+  """T times the term of the step t -> t - 1/T with a learned variance: its mean over t is the bound without its prior.
 
-  Shapes: x, z: f32[B,H,W,C]; t: f32[B] in (0, 1].  Returns f32[B], bits per dimension.
+  Shapes: x, z: f32[B,H,W,C]; t: f32[B] uniform in {1/T, ..., 1} (losses.uniform_discrete(T)).  Returns f32[B], bits per dimension.
   Source: Nichol & Dhariwal 2021, eq. 4 and section 3.1.
   """
   s = jnp.where(t < 1.5 / num_steps, 0.0, t - 1 / num_steps)

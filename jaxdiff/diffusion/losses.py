@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from jaxdiff.diffusion import schedules
 from jaxdiff.types import Array, NoiseSchedule, Parameterization
 
-Weighting = Callable[
-  [NoiseSchedule, Array], Array
-]  # (schedule, t f32[B]) -> the weight of |x error|^2, f32[B]
-TimeDensity = Callable[[NoiseSchedule, Array, Array], Array]  # (schedule, key, index u32[B]) -> t f32[B]
+# (schedule, t f32[B]) -> the weight of |x error|^2, f32[B]
+Weighting = Callable[[NoiseSchedule, Array], Array]
+# (schedule, key, index u32[B]) -> t f32[B]
+TimeDensity = Callable[[NoiseSchedule, Array, Array], Array]
+
+GOLDEN = 2_654_435_769  # 2^32 over the golden ratio
 
 
 def of_snr(weight: Callable[[Array], Array]) -> Weighting:
@@ -119,9 +121,7 @@ def low_discrepancy() -> TimeDensity:
 
   def draw(schedule: NoiseSchedule, key: Array, index: Array) -> Array:
     offset = jax.random.bits(key, (), jnp.uint32)
-    points = offset + index.astype(jnp.uint32) * jnp.uint32(
-      2_654_435_769
-    )  # the golden ratio of 2^32, modulo 2^32
+    points = offset + index.astype(jnp.uint32) * jnp.uint32(GOLDEN)  # modulo 2^32
     return 1 - (points >> 8).astype(jnp.float32) / 2**24
 
   return draw

@@ -94,21 +94,24 @@ def sigmoid(start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> NoiseSch
 def rectified_flow() -> NoiseSchedule:
   """alpha_t = 1 - t, sigma_t = t: the straight path. The network is told 1000 t.
 
-  Not variance preserving: use the parameterization `velocity` (or eps, x), not `v`.
+  All noise at t = 1, so `eps` says nothing there: `velocity` is its parameterization.
   Source: Liu et al. 2022a, eq. 1, with time reversed (their t = 1 is data).
   """
   return NoiseSchedule(alpha=lambda t: 1 - t, sigma=lambda t: 1 * t, model_time=_thousand)
 
 
-def edm(sigma_max: float = 80.0, rho: float = 7.0) -> NoiseSchedule:
-  """Variance exploding: alpha_t = 1, sigma_t = sigma_max t^rho. The network is told log(sigma) / 4.
+def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> NoiseSchedule:
+  """Variance exploding: alpha_t = 1, sigma_t from sigma_min to sigma_max.  The network is told log(sigma) / 4.
 
-  sigma^(1/rho) is linear in t, so Karras et al.'s grid is evenly spaced here too: see grids.karras. Train with the
-  time density edm_log_normal.  Source: Karras et al. 2022, table 1 (c_noise) and eq. 5.
+  sigma^(1/rho) is linear in t from t = 0.001 to 1, so Karras et al.'s grid is evenly spaced here too (grids.karras); before,
+  sigma is linear, to 0 at t = 0.  Train with the time density edm_log_normal.
+  Source: Karras et al. 2022, table 1 (c_noise) and eq. 5.
   """
+  first, low, high = 1e-3, sigma_min ** (1 / rho), sigma_max ** (1 / rho)
 
   def sigma(t: Any) -> Any:
-    return sigma_max * t**rho
+    above = (low + _xp(t).maximum(t - first, 0) / (1 - first) * (high - low)) ** rho
+    return _xp(t).where(t < first, sigma_min / first * t, above)
 
   return NoiseSchedule(
     alpha=lambda t: 0 * t + 1.0,
@@ -163,6 +166,8 @@ def shifted(schedule: NoiseSchedule, shift: float) -> NoiseSchedule:
   Raises ValueError for other families (for `edm`, choose sigma_max).
   Source: Hoogeboom et al. 2023, section 3.1; for flows Esser et al. 2024, eq. 23.
   """
+  if not shift > 0:
+    raise ValueError(f"the shift is a factor of the noise and must be above 0, not {shift}")
   is_flow = _is_family(schedule, lambda alpha, sigma: alpha + sigma)
   if not is_flow and not _is_family(schedule, lambda alpha, sigma: alpha**2 + sigma**2):
     raise ValueError("a shift is defined for variance-preserving schedules and for flows")
@@ -210,9 +215,8 @@ def time_of_log_snr(schedule: NoiseSchedule, log_snr: Any) -> Any:
     low, high = jax.lax.fori_loop(0, 30, halve, (low, high))
   else:
     with np.errstate(divide="ignore"):
-      for i in range(
-        1100
-      ):  # enough to reach the smallest t that float64 holds; a few dozen where t is not tiny
+      # A few dozen halvings where t is not tiny, 1100 for the smallest that float64 holds.
+      for i in range(1100):
         if np.all(high - low <= np.spacing(high)):
           break
         low, high = halve(i, (low, high))
@@ -239,17 +243,13 @@ def add_noise(schedule: NoiseSchedule, x: Array, eps: Array, t: Array) -> Array:
   return alpha * x + sigma * eps
 
 
-def start(schedule: NoiseSchedule, noise: Array, t: Any, image: Array | None = None) -> Array:
-  """Where sampling starts at time t: noise of the size that z_t has for data of variance 1, or an image noised to t.
+def start(schedule: NoiseSchedule, noise: Array, t: float) -> Array:
+  """Where sampling starts at time t: noise of the size that z_t has for data of variance 1, sqrt(alpha_t^2 + sigma_t^2).
 
-  sqrt(alpha_t^2 + sigma_t^2) noise (1 for VP schedules, about sigma_max for `edm`), or alpha_t image + sigma_t noise.
-
-  Shapes: noise: f32[B,H,W,C]; t: float; image: f32[1 or B,H,W,C] in [-1, 1] or None.  Returns f32[B,H,W,C].
-  Source: Ho et al. 2020, algorithm 2; with an image Meng et al. 2022 (SDEdit), algorithm 1.
+  1 for VP schedules, about sigma_max for `edm`.  Shapes: noise: f32[B,H,W,C].  Returns f32[B,H,W,C].
+  Source: Ho et al. 2020, algorithm 2.
   """
-  t = np.float64(t)
-  alpha, sigma = (np.float32(a) for a in (schedule.alpha(t), schedule.sigma(t)))
-  return np.hypot(alpha, sigma) * noise if image is None else alpha * image + sigma * noise
+  return np.float32(np.hypot(schedule.alpha(np.float64(t)), schedule.sigma(np.float64(t)))) * noise
 
 
 def posterior(schedule: NoiseSchedule, x: Array, z: Array, t: Array, s: Array) -> tuple[Array, Array]:
@@ -307,6 +307,8 @@ def _from_betas(betas: np.ndarray) -> NoiseSchedule:
   monotone, and clean data at t = 0.
   """
   num_steps = len(betas)
+  if num_steps < 2 or not ((betas > 0) & (betas < 1)).all():
+    raise ValueError("a table needs 2 steps or more, and each of its betas between 0 and 1")
   alpha_bar = np.cumprod(1 - betas)
   table = np.log(alpha_bar) - np.log1p(-alpha_bar)
   first_variance = 1 - alpha_bar[0]

@@ -35,6 +35,7 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
   module = models.build(config.model)
   diffusion, process = config.diffusion, processes.build(config.diffusion)
   schedule, reading = process.schedule, process.reading
+  vlb_steps = processes.table_steps(diffusion) if config.model.learn_sigma else 0
 
   def init(key: Array, batch: Batch) -> TrainState:
     params_key, run_key = jax.random.split(key)
@@ -67,8 +68,8 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
     if log_var is None:
       return simple, {}
     prediction = reading.decode(jax.lax.stop_gradient(out), z, alpha, sigma)._replace(log_var=log_var)
-    bound = jnp.mean(likelihood.random_step(schedule, prediction, x, z, t, diffusion.vlb_steps))
-    return simple + diffusion.vlb_weight * bound, {"simple": simple, "bits_per_dim": bound}
+    bound = jnp.mean(likelihood.random_step(schedule, prediction, x, z, t, vlb_steps))
+    return simple + diffusion.vlb_weight * bound, {"simple": simple, "vlb": bound}
 
   def denoiser(params: PyTree, state: TrainState) -> Denoiser:
     del state

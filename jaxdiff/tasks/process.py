@@ -27,7 +27,10 @@ def build(diffusion: Any) -> Process:
   reading = configuration.build(
     diffusion.parameterization, parameterization.PARAMETERIZATIONS, "parameterization"
   )
-  if diffusion.parameterization.startswith("eps") and schedule.alpha(np.float64(1.0)) == 0:
+  name, _ = configuration.parse_call(
+    diffusion.parameterization, parameterization.PARAMETERIZATIONS, "parameterization"
+  )
+  if name == "eps" and schedule.alpha(np.float64(1.0)) == 0:
     raise UserError(
       "the parameterization 'eps' (config.diffusion.parameterization) says nothing of the image where the schedule leaves "
       "only noise (zero terminal SNR, a flow). Use v, x or velocity."
@@ -35,6 +38,18 @@ def build(diffusion: Any) -> Process:
   weighting = configuration.build(diffusion.weighting, losses.WEIGHTINGS, "weighting")
   draw_time = configuration.build(diffusion.time_density, losses.TIME_DENSITIES, "time density")
   return Process(schedule, reading, weighting, draw_time)
+
+
+def table_steps(diffusion: Any) -> int:
+  """T of the time density uniform_discrete, whose steps a learned variance is taught on.  Raises UserError for others."""
+  density = diffusion.time_density
+  name, arguments = configuration.parse_call(density, losses.TIME_DENSITIES, "time density")
+  if name != "uniform_discrete":
+    raise UserError(
+      f"a learned variance (config.model.learn_sigma=True) is taught on the steps of a table, not with the time density "
+      f"{density!r}. Use --config.diffusion.time_density=uniform_discrete."
+    )
+  return arguments.get("num_steps", 1000)
 
 
 def build_schedule(diffusion: Any) -> NoiseSchedule:
