@@ -6,7 +6,7 @@ guidance scale, seed, label or number among the sampler's arguments (eta) does n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -37,13 +37,22 @@ def check(config: Any) -> None:
   schedule = process.build_schedule(config.diffusion)
   _threshold(s, lambda z, t, cond: Prediction(z, z), schedule)
   times(config, schedule)
-  classes = config.model.num_classes
-  for label in s.labels:
+  _check_labels(s.labels, config.model.num_classes)
+  _check_guidance(s, config.diffusion.label_dropout)
+  _check_needs(s)
+  _given_image(config)
+
+
+def _check_labels(labels: Sequence[int], classes: int) -> None:
+  for label in labels:
     if not 0 <= label < classes and label != NULL_LABEL:
       raise UserError(
         f"label {label} (config.sample.labels) is not one of this model's {classes} classes, 0..{classes - 1}."
       )
-  if s.guidance != 1 and not config.diffusion.label_dropout:
+
+
+def _check_guidance(s: Any, label_dropout: float) -> None:
+  if s.guidance != 1 and not label_dropout:
     raise UserError(
       f"guidance {s.guidance:g} (config.sample.guidance) needs a model trained with label dropout; this one was trained "
       "with config.diffusion.label_dropout=0. Use --config.sample.guidance=1."
@@ -54,16 +63,19 @@ def check(config: Any) -> None:
     )
   if not 0 <= s.guidance_rescale <= 1:
     raise UserError(f"config.sample.guidance_rescale is {s.guidance_rescale:g}; give a share from 0 to 1.")
-  for key, needed, is_missing in (
+
+
+def _check_needs(s: Any) -> None:
+  """Raises UserError for a setting that would do nothing for want of another."""
+  for key, needed, is_alone in (
     ("guidance_interval", "guidance", tuple(s.guidance_interval) != ALWAYS and s.guidance == 1),
     ("guidance_rescale", "guidance", s.guidance_rescale != 0 and s.guidance == 1),
     ("mask", "image", s.mask and not s.image),
     ("strength", "image", s.strength != 1 and not s.image),
     ("repeats", "mask", s.repeats != 1 and not s.mask),
   ):
-    if is_missing:
+    if is_alone:
       raise UserError(f"config.sample.{key} is {s[key]!r}, which needs a --config.sample.{needed} too.")
-  _given_image(config)
 
 
 def _check_variance(name: str, learn_sigma: bool) -> None:

@@ -84,10 +84,11 @@ def ddpm(variance: str = "fixed_small") -> Sampler:
 def ddim(eta: float | Array = 0.0) -> Sampler:
   """z_s = alpha_s x_hat + sqrt(sigma_s^2 - eta^2 beta-tilde) eps_hat + eta sqrt(beta-tilde) noise.
 
-  eta = 0 is deterministic; eta = 1 is `ddpm`.  First order.  The last step (s = 0) adds no noise.  Source: Song et al. 2021a (DDIM), eq. 12 and 16 (their sigma_t
-  is eta sqrt(beta-tilde), their alpha_t our alpha_t^2).
+  eta = 0 is deterministic; eta = 1 is `ddpm`.  First order.  The last step (s = 0) adds no noise.
+  Raises ValueError for an eta outside [0, 1] (not where it is traced).
+  Source: Song et al. 2021a (DDIM, arXiv 2010.02502), eq. 12 and 16 (their sigma_t is eta sqrt(beta-tilde), their alpha_t our
+  alpha_t^2).
   """
-
   if isinstance(eta, float) and not 0 <= eta <= 1:
     raise ValueError(f"eta {eta} is not in [0, 1]")
 

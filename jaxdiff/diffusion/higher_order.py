@@ -6,8 +6,10 @@ With lambda = log(alpha / sigma), half of log-SNR, the probability flow from t t
 
 A constant x_hat is DDIM.  DPM-Solver++ continues it as a line or a parabola through the last predictions.  Below,
 h = lambda_s - lambda_t, and decay = sigma_s / sigma_t, gain = alpha_s (1 - e^-h) are the two coefficients of DDIM.
-Lu et al. 2022b is DPM-Solver++, arXiv 2211.01095.  All but the SDE are deterministic: they ignore the key.  Where memory is missing (first steps), and on the last step, to
-s = 0, where h has no end, the method of lower order steps in.  t and s are f32[], z is f32[B,H,W,C].
+Lu et al. 2022b is DPM-Solver++, arXiv 2211.01095.  t and s are f32[], z is f32[B,H,W,C].
+
+All but the SDE are deterministic: they ignore the key.  Where memory is missing (first steps), and on the last step, to
+s = 0, where h has no end, the method of lower order steps in.
 """
 
 from __future__ import annotations

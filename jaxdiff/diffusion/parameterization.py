@@ -19,7 +19,8 @@ def _as_is(z: Array, alpha: Array, sigma: Array) -> Array:
 def eps() -> Parameterization:
   """The network predicts the noise: x = (z - sigma eps) / alpha.
 
-  |eps error|^2 = SNR |x error|^2.  Undefined where alpha = 0 (zero terminal SNR, the start of a flow).  Source: Ho et al. 2020, eq. 14.
+  |eps error|^2 = SNR |x error|^2.  Undefined where alpha = 0 (zero terminal SNR, the start of a flow).
+  Source: Ho et al. 2020, eq. 14.
   """
 
   def decode(out: Array, z: Array, alpha: Array, sigma: Array) -> Prediction:
