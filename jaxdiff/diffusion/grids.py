@@ -70,8 +70,8 @@ def karras(rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0) 
   Both ends are brought into the schedule's range, that of t = 0.001 to 1.  Source: Karras et al. 2022, eq. 5.
   """
 
-  if not (rho > 0 and 0 < sigma_min < sigma_max):
-    raise ValueError("rho must be above 0, and sigma_min between 0 and sigma_max")
+  if not (rho > 0 and 0 <= sigma_min < sigma_max):
+    raise ValueError("rho must be above 0, and sigma_min from 0 to below sigma_max")
 
   def grid(num_steps: int, schedule: NoiseSchedule | None) -> np.ndarray:
     low, high = _log_snr_range(schedule, "karras")
