@@ -136,7 +136,7 @@ def make_draw(config: Any, task: Task, place: Callable[[PyTree], PyTree]) -> Dra
     noise = samplers.noise_like(keys[0], jnp.zeros((keys.shape[1], *shape)))
     sampler = samplers.SAMPLERS[name](**words, **numbers)
     if "mask" in given:
-      sampler = editing.inpaint(sampler, schedule, given["image"], given["mask"], s.repeats)
+      sampler = editing.inpaint(sampler, given["image"], given["mask"], s.repeats)
     z = schedules.start(schedule, noise, visited[0])
     if starts_from_image:
       z = schedules.add_noise(schedule, given["image"], noise, jnp.float32(visited[0]))

@@ -42,9 +42,7 @@ def image_to_image(
   return samplers.sample(sampler, schedule, denoise, fold_in(key, 1), z, times, cond)
 
 
-def inpaint(
-  sampler: Sampler, schedule: NoiseSchedule, image: Array, mask: Array, repeats: int = 1
-) -> Sampler:
+def inpaint(sampler: Sampler, image: Array, mask: Array, repeats: int = 1) -> Sampler:
   """A sampler that paints only where mask is 1, in harmony with the rest: RePaint.
 
   After each step the rest of z_s is drawn from q(z_s | image) (at s = 0: the image itself).  With repeats > 1 each step is
@@ -55,11 +53,11 @@ def inpaint(
   Source: Lugmayr et al. 2022, eq. 8 and algorithm 1 (mask there is 1 where the image is known; jumps of length 1).
   """
 
-  def step(key, z, carry, t, s, cond, denoise, schedule_):
+  def step(key, z, carry, t, s, cond, denoise, schedule):
     def once(i: Array, z: Array) -> Array:
       keys = [fold_in(fold_in(key, i), k) for k in range(3)]
       z = jnp.where(i == 0, z, _forward(schedule, z, t, s, noise_like(keys[0], z)))
-      z_s, _ = sampler.step(keys[1], z, sampler.init(z), t, s, cond, denoise, schedule_)
+      z_s, _ = sampler.step(keys[1], z, sampler.init(z), t, s, cond, denoise, schedule)
       known = schedules.add_noise(schedule, image, noise_like(keys[2], z), s)
       known = jnp.where(s <= 0, image, known)
       return jnp.where(mask > 0, z_s, known).astype(z.dtype)

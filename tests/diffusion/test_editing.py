@@ -89,7 +89,7 @@ def painted(sampler, repeats, image, times, schedule=SCHEDULE):
   @jax.jit
   def run(image):
     z = jax.random.normal(jax.random.fold_in(KEY, 9), image.shape)
-    painter = editing.inpaint(sampler, schedule, image, MASK, repeats)
+    painter = editing.inpaint(sampler, image, MASK, repeats)
     return samplers.sample(painter, schedule, denoise, KEY, z, times, None)
 
   return np.asarray(run(image), np.float64).reshape(len(image), 2)
