@@ -16,7 +16,8 @@ def get_config() -> ConfigDict:
 
   c.data = ConfigDict()
   c.data.source = "digits"  # digits | idx:<dir> | folder:<dir> | tfds:<name or dir>
-  c.data.split = "train"
+  c.data.split = "train"  # or a share of one, as train[:90%]
+  c.data.heldout = ""  # the split that a classifier is tested on; empty: the training data
   c.data.image_size = 8  # pixels, the side of the square the model sees
   c.data.channels = 1  # 1 gray, 3 RGB
   c.data.resize = "auto"  # auto: shorter side to image_size, then crop | pad: zeros around smaller images
@@ -38,6 +39,7 @@ def get_config() -> ConfigDict:
   # uniform_eps | uniform_x | uniform_v | truncated_snr | min_snr(gamma=5) | p2 | edm(sigma_data=0.5) | sigmoid | vlb
   c.diffusion.weighting = "uniform_v"
   # uniform | uniform_discrete | low_discrepancy | logit_normal(mean=0.0,std=1.0) | edm_log_normal(mean=-1.2,std=1.2)
+  # | clean (classifiers)
   c.diffusion.time_density = "uniform"
   c.diffusion.vlb_weight = 0.001  # of the bound, which teaches a learned variance (config.model.learn_sigma)
   c.diffusion.label_dropout = 0.1  # share of examples trained without label, for classifier-free guidance
@@ -71,10 +73,17 @@ def get_config() -> ConfigDict:
   c.sample = ConfigDict()
   c.sample.num = 100  # images
   c.sample.labels = ()  # repeated in this order; empty: all classes in turn
-  c.sample.guidance = 1.5  # 1: none; above: closer to the label, less varied
+  c.sample.guidance = 1.5  # 0: no label; 1: the label, no guidance; above: closer to the label, less varied
   # where it is on: between these noise levels sigma/alpha, as 0.2,5.0
   c.sample.guidance_interval = (0.0, float("inf"))
   c.sample.guidance_rescale = 0.0  # 0..1: back to the contrast of an unguided image
+  c.sample.classifier = (
+    ""  # steers by it: the workdir of a classifier, or module:function, (z, t, label) -> log p
+  )
+  c.sample.classifier_scale = 1.0  # 0: off; 1: the classifier's gradient as it is; above: closer to the label
+  c.sample.classifier_sees = (
+    "auto"  # z: noised images | x: the predicted clean ones | auto: what it was trained on
+  )
   # ddpm(variance=fixed_small) | ddim(eta=0.0) | euler | euler_ancestral(eta=1.0) | heun | dpmpp_1 | dpmpp_2m | dpmpp_3m
   # | dpmpp_sde_2m | unipc
   c.sample.sampler = "ddim"

@@ -120,6 +120,14 @@ def from_json(text: str) -> ConfigDict:
   return ConfigDict(tuples(json.loads(text))).lock()
 
 
+def of_run(workdir: Path) -> ConfigDict:
+  """The config that a run keeps in its workdir.  Raises UserError where there is none."""
+  saved = workdir / "config.json"
+  if not saved.is_file():
+    raise UserError(f"there is no run in {str(workdir)!r} (no config.json).")
+  return from_json(saved.read_text())
+
+
 def build(spec: str, functions: Mapping[str, Callable[..., Built]], kind: str) -> Built:
   """What a spec such as `ddim` or `ddim(eta=0.5)` names: functions["ddim"](eta=0.5).  Raises UserError."""
   name, arguments = parse_call(spec, functions, kind)

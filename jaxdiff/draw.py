@@ -6,21 +6,20 @@ guidance scale, seed, label or number among the sampler's arguments (eta) does n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff import configuration, optim
+from jaxdiff import classifiers, configuration, optim, steering
 from jaxdiff.data import files, pixels
-from jaxdiff.diffusion import editing, guidance, samplers, schedules
+from jaxdiff.diffusion import editing, samplers, schedules
 from jaxdiff.errors import UserError
 from jaxdiff.tasks import process
-from jaxdiff.types import NULL_LABEL, Cond, Denoiser, NoiseSchedule, Prediction, PyTree, Task
+from jaxdiff.types import NULL_LABEL, Cond, NoiseSchedule, PyTree, Task
 
-ALWAYS = (0.0, float("inf"))  # the interval of guidance that leaves nothing out
 Draw = Callable[..., np.ndarray]  # (state, index, label, record=False) -> u8[B,H,W,C]
 
 
@@ -35,41 +34,33 @@ def check(config: Any) -> None:
     _check_variance(words.get("variance", "fixed_small"), config.model.learn_sigma)
   configuration.build(s.sampler, samplers.SAMPLERS, "sampler")
   schedule = process.build_schedule(config.diffusion)
-  _threshold(s, lambda z, t, cond: Prediction(z, z), schedule)
+  steering.check_threshold(s, schedule)
   times(config, schedule)
-  _check_labels(s.labels, config.model.num_classes)
-  _check_guidance(s, config.diffusion.label_dropout)
   _check_needs(s)
+  steering.check(config)
+  _check_labels(config)
   _given_image(config)
 
 
-def _check_labels(labels: Sequence[int], classes: int) -> None:
-  for label in labels:
+def _check_labels(config: Any) -> None:
+  classes = classifiers.num_classes(config)
+  if not classes and config.sample.classifier:
+    return  # a function of the user's: it alone knows
+  for label in config.sample.labels:
     if not 0 <= label < classes and label != NULL_LABEL:
       raise UserError(
         f"label {label} (config.sample.labels) is not one of this model's {classes} classes, 0..{classes - 1}."
       )
 
 
-def _check_guidance(s: Any, label_dropout: float) -> None:
-  if s.guidance != 1 and not label_dropout:
-    raise UserError(
-      f"guidance {s.guidance:g} (config.sample.guidance) needs a model trained with label dropout; this one was trained "
-      "with config.diffusion.label_dropout=0. Use --config.sample.guidance=1."
-    )
-  if len(s.guidance_interval) != 2 or not s.guidance_interval[0] < s.guidance_interval[1]:
-    raise UserError(
-      f"config.sample.guidance_interval is {s.guidance_interval}; give two noise levels sigma/alpha, low,high as 0.2,5."
-    )
-  if not 0 <= s.guidance_rescale <= 1:
-    raise UserError(f"config.sample.guidance_rescale is {s.guidance_rescale:g}; give a share from 0 to 1.")
-
-
 def _check_needs(s: Any) -> None:
   """Raises UserError for a setting that would do nothing for want of another."""
+  is_steered = steering.is_guided(s) or steering.has_classifier(s)
   for key, needed, is_alone in (
-    ("guidance_interval", "guidance", tuple(s.guidance_interval) != ALWAYS and s.guidance == 1),
-    ("guidance_rescale", "guidance", s.guidance_rescale != 0 and s.guidance == 1),
+    ("guidance_interval", "guidance", tuple(s.guidance_interval) != steering.ALWAYS and not is_steered),
+    ("guidance_rescale", "guidance", s.guidance_rescale != 0 and not steering.is_guided(s)),
+    ("classifier_scale", "classifier", s.classifier_scale != 1 and not s.classifier),
+    ("classifier_sees", "classifier", s.classifier_sees != "auto" and not s.classifier),
     ("mask", "image", s.mask and not s.image),
     ("strength", "image", s.strength != 1 and not s.image),
     ("repeats", "mask", s.repeats != 1 and not s.mask),
@@ -124,14 +115,14 @@ def make_draw(config: Any, task: Task, place: Callable[[PyTree], PyTree]) -> Dra
   # What is to be painted over shines through a noise that is not all noise, as at the first time of some grids.
   starts_from_image = "image" in given and not ("mask" in given and s.strength == 1)
   shape = (config.data.image_size, config.data.image_size, config.data.channels)
-  steer = _steering(s, schedule)
+  steer = steering.make(config, schedule)
 
   denoiser = task.denoiser
   if denoiser is None:
     raise UserError(f"the task {config.task!r} (config.task) draws no images.")
 
-  def solve(params, state, key, rows, scale, numbers, given, record):
-    denoise = steer(denoiser(params, state), scale)
+  def solve(params, state, key, rows, steered_by, numbers, given, record):
+    denoise = steer.wrap(denoiser(params, state), steered_by)
     keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)), out_axes=1)(rows["index"])
     noise = samplers.noise_like(keys[0], jnp.zeros((keys.shape[1], *shape)))
     sampler = samplers.SAMPLERS[name](**words, **numbers)
@@ -149,7 +140,8 @@ def make_draw(config: Any, task: Task, place: Callable[[PyTree], PyTree]) -> Dra
     params = optim.ema_params(state) if s.ema else state.params
     rows = place({"index": index.astype(np.uint32), "label": label.astype(np.int32)})
     numbers = _sampler(s)[2]
-    return np.asarray(solve(params, state, jax.random.key(s.seed), rows, s.guidance, numbers, given, record))
+    key = jax.random.key(s.seed)
+    return np.asarray(solve(params, state, key, rows, steer.values(), numbers, given, record))
 
   return draw
 
@@ -159,32 +151,6 @@ def _sampler(s: Any) -> tuple[str, dict[str, str], dict[str, float]]:
   name, arguments = configuration.parse_call(s.sampler, samplers.SAMPLERS, "sampler")
   words = {key: value for key, value in arguments.items() if isinstance(value, str)}
   return name, words, {key: value for key, value in arguments.items() if key not in words}
-
-
-def _steering(s: Any, schedule: NoiseSchedule) -> Callable[[Denoiser, Any], Denoiser]:
-  """The function steer(denoise, scale) that wraps a model's denoiser in what config.sample asks for."""
-  is_guided = s.guidance != 1  # without guidance at half the cost
-
-  def steer(denoise: Denoiser, scale: Any) -> Denoiser:
-    steered = denoise
-    if is_guided and s.guidance_rescale:
-      steered = guidance.rescaled(denoise, scale, schedule, s.guidance_rescale)
-    elif is_guided:
-      steered = guidance.classifier_free(denoise, scale)
-    if is_guided and tuple(s.guidance_interval) != ALWAYS:
-      steered = guidance.interval(steered, denoise, schedule, *s.guidance_interval)
-    return _threshold(s, steered, schedule)
-
-  return steer
-
-
-def _threshold(s: Any, denoise: Denoiser, schedule: NoiseSchedule) -> Denoiser:
-  """The denoiser with its x kept in range as config.sample.threshold says."""
-  name, arguments = configuration.parse_call(s.threshold, guidance.THRESHOLDS, "threshold")
-  try:
-    return guidance.THRESHOLDS[name](denoise, schedule, **arguments)
-  except ValueError as error:
-    raise UserError(f"{error} (config.sample.threshold={s.threshold!r}).") from None
 
 
 def _given_image(config: Any) -> dict[str, jax.Array]:

@@ -102,13 +102,8 @@ def _resolve(flags: argparse.Namespace, overrides: list[str]) -> tuple[Any, Path
     config, workdir = None, Path(flags.workdir)
   else:
     raise UserError("give a config, as in --config configs/dit_cfg.py, or the --workdir of an earlier run.")
-  saved = workdir / "config.json"
-  if config is None and not saved.is_file():
-    raise UserError(
-      f"there is no run in {str(workdir)!r} (no config.json). Give --config, or another --workdir."
-    )
-  if config is None or (flags.mode in OF_A_RUN and saved.is_file()):
-    config = configuration.from_json(saved.read_text())
+  if config is None or (flags.mode in OF_A_RUN and (workdir / "config.json").is_file()):
+    config = configuration.of_run(workdir)
   configuration.override(config, overrides)
   return config, workdir
 

@@ -1,4 +1,4 @@
-"""What a run tells: messages, a progress bar, metrics.jsonl, TensorBoard events and a loss curve.
+"""What a run tells: messages, a progress bar, metrics.jsonl and TensorBoard events.
 
 Nothing here touches the device; numbers come in as Python floats (see metrics.Window).
 """
@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import tqdm
@@ -143,6 +143,13 @@ def _shown(name: str, value: float) -> str:
 # metrics.jsonl and TensorBoard
 
 
+class Shown(NamedTuple):
+  """What a run shows of itself: pictures u8[H,W,3] and numbers, by name."""
+
+  pictures: Mapping[str, np.ndarray]
+  numbers: Mapping[str, float]
+
+
 class Log:
   """Where a run's numbers and pictures go: metrics.jsonl and TensorBoard events in its workdir.
 
@@ -192,6 +199,13 @@ class Log:
     if self._events is not None:
       self._events.add_image(name, np.asarray(image), step, dataformats="HWC")
       self._events.flush()
+
+  def show(self, step: int, shown: Shown) -> None:
+    """Adds pictures and numbers."""
+    for name, picture in shown.pictures.items():
+      self.image(step, name, picture)
+    if shown.numbers:
+      self.scalars(step, shown.numbers)
 
   def close(self) -> None:
     """Flushes and closes; more than once is fine."""
@@ -244,84 +258,3 @@ def _forget_after(path: Path, step: int) -> None:
     return
   kept = [line.rstrip("\n") + "\n" for row, line in _rows(path) if step and row["step"] <= step]
   write_atomically(path, lambda file: file.write("".join(kept).encode()))
-
-
-# The loss curve
-
-
-def loss_curve(metrics_jsonl: str | os.PathLike[str], out_png: str | os.PathLike[str]) -> bool:
-  """Draws the loss (log scale, raw and smoothed), the learning rate and the gradient norm of a run.
-
-  Returns False, and draws nothing, if no loss was logged yet.
-  """
-  import matplotlib
-  from matplotlib.figure import Figure
-
-  rows = [row for row in read_metrics(metrics_jsonl) if "loss" in row]
-  if not rows:
-    return False
-  small = [
-    (name, text) for name, text in _PANELS if any(math.isfinite(row.get(name, math.nan)) for row in rows)
-  ]
-  with matplotlib.rc_context(_STYLE):
-    # A Figure of its own, not pyplot's: no global state, no display.
-    figure = Figure(figsize=(8, 4.2 + 1.2 * len(small)), dpi=120, layout="constrained")
-    axes = figure.subplots(
-      1 + len(small), 1, sharex=True, height_ratios=[3.2] + [1] * len(small), squeeze=False
-    )
-    top, *panels = axes[:, 0]
-    _draw(top, rows, "loss", "loss", log=True)
-    top.legend(loc="upper right", frameon=True, framealpha=0.9, edgecolor="none")
-    for axis, (name, text) in zip(panels, small, strict=True):
-      _draw(axis, rows, name, text, log=name == "grad_norm")
-    axes[-1, 0].set_xlabel("step")
-    write_atomically(out_png, lambda file: figure.savefig(file, format="png"))
-  return True
-
-
-_PANELS = (("grad_norm", "gradient norm"), ("learning_rate", "learning rate"))
-_BLUE, _RED = "#1f6fb4", "#c0392b"
-_STYLE: Any = {
-  "font.size": 10,
-  "axes.spines.top": False,
-  "axes.spines.right": False,
-  "axes.edgecolor": "#888888",
-  "axes.grid": True,
-  "grid.color": "#e6e6e6",
-  "axes.axisbelow": True,
-}
-
-
-def _draw(axis: Any, rows: list[dict[str, float]], name: str, text: str, log: bool) -> None:
-  from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-  steps = np.array([row["step"] for row in rows])
-  values = np.array([row.get(name, math.nan) for row in rows], float)
-  finite = np.isfinite(values)
-  x, y = steps[finite], values[finite]
-  log = log and bool((y > 0).all()) and len(y) > 0
-  if name == "learning_rate" or len(y) < 20:
-    axis.plot(x, y, color=_BLUE, linewidth=1.5, label=text, marker="o" if len(y) == 1 else None)
-  else:
-    axis.plot(x, y, color=_BLUE, alpha=0.25, linewidth=1, label=text)
-    smooth = np.exp(_smoothed(np.log(y))) if log else _smoothed(y)
-    axis.plot(x, smooth, color=_BLUE, linewidth=1.8, label="smoothed")
-  if name == "loss":
-    for step in steps[~finite][:1]:
-      axis.axvline(step, color=_RED, linestyle=":", label=f"not finite at {step:.0f}")
-  if log:
-    axis.set_yscale("log")
-    decades = np.log10(y.max() / y.min())
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,), numticks=20))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
-  axis.set_ylabel(text)
-
-
-def _smoothed(values: np.ndarray) -> np.ndarray:
-  """A centred Gaussian mean, about a fortieth of the points wide, over what there is at the ends."""
-  width = max(1.0, len(values) / 40)
-  reach = math.ceil(3 * width)
-  kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
-  sums, weights = (np.convolve(v, kernel)[reach : reach + len(v)] for v in (values, np.ones_like(values)))
-  return sums / weights

@@ -5,7 +5,6 @@ Image i is a function of (sample seed, i) and the parameters: not of the batch i
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,11 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdiff import checkpoints, optim, parallel, pictures, reporting, tasks
+from jaxdiff import classifiers, data, parallel, pictures, reporting, runs, steering
 from jaxdiff.draw import Draw, check, make_draw, times
-from jaxdiff.errors import UserError
+from jaxdiff.reporting import Shown
 from jaxdiff.tasks import process
-from jaxdiff.types import NULL_LABEL, PyTree, Task
+from jaxdiff.types import NULL_LABEL, Task
 
 logger = logging.getLogger("jaxdiff")
 
@@ -27,8 +26,9 @@ FILM_ROWS = 8
 
 
 def labels(config: Any, num: int) -> np.ndarray:
-  """The labels of num images: config.sample.labels in turn, or all classes in turn.  i32[num]."""
-  wanted = config.sample.labels or tuple(range(config.model.num_classes)) or (NULL_LABEL,)
+  """The labels of num images: config.sample.labels in turn, or all classes in turn, or none where none has a part.  i32[num]."""
+  classes = classifiers.num_classes(config) if steering.asks_for_labels(config) else 0
+  wanted = config.sample.labels or tuple(range(classes)) or (NULL_LABEL,)
   return np.resize(np.asarray(wanted, np.int32), num)
 
 
@@ -49,15 +49,7 @@ def run(config: Any, workdir: Path) -> None:
   s = config.sample
   batch_size = _multiple(min(s.batch_size, s.num))
   strategy = parallel.mesh(config.parallel, batch_size)
-  task = tasks.make(config, optim.make_optimizer(config.optim, config.train.steps))
-  restored = None
-  if (workdir / checkpoints.FOLDER).is_dir():
-    with contextlib.closing(checkpoints.open_for_reading(workdir)) as manager:
-      abstract = strategy.abstract(lambda: tasks.initial_state(config, task))
-      restored = checkpoints.restore(manager, abstract, set_aside=False)
-  if restored is None:
-    raise UserError(f"there is no checkpoint in {str(workdir)!r}. Train first, or give another --workdir.")
-  state, record = restored
+  _, task, state, names = runs.restore(config, workdir, strategy)
   label, images = labels(config, s.num), []
   with reporting.progress(total=s.num, desc="sample") as bar:
     for drawn in draw_all(make_draw(config, task, strategy.place_rows), state, label, batch_size):
@@ -65,31 +57,33 @@ def run(config: Any, workdir: Path) -> None:
       bar.update(len(drawn))
   every = np.concatenate(images)
   pictures.save_npz(workdir / "samples.npz", every, label)
-  save_grid(workdir / "samples.png", every[:MAX_TILES], label, record["label_names"])
+  save_grid(workdir / "samples.png", every[:MAX_TILES], label, names)
   logger.info("%d images of step %d: %s and samples.npz.", s.num, int(state.step), workdir / "samples.png")
 
 
 def make_preview(
-  config: Any, task: Task, place: Callable[[PyTree], PyTree], names: Sequence[str], workdir: Path
-) -> Callable[..., np.ndarray]:
-  """The function preview(state, step, film=False) -> u8[H,W,3] that a training loop calls for a picture.
+  config: Any, task: Task, strategy: parallel.Strategy, source: data.Source, workdir: Path
+) -> Callable[..., Shown]:
+  """The function preview(state, step, is_last) -> Shown that a training loop calls.
 
   It draws the same noise and labels each time, so that one can flip through a run's progress, and saves
-  samples/<step>.png; film=True instead draws the way from noise to image and saves denoising.png.
+  samples/<step>.png; at the last step also the way from noise to image, denoising.png.
+  Raises UserError for settings of config.sample that cannot work.
   """
-  draw = make_draw(config, task, place)
+  check(config)
+  draw = make_draw(config, task, strategy.place_rows)
   label = labels(config, _multiple(min(config.sample.num, MAX_TILES)))
-  visited = times(config, process.build_schedule(config.diffusion))
+  visited, names = times(config, process.build_schedule(config.diffusion)), source.label_names
 
-  def preview(state: Any, step: int, film: bool = False) -> np.ndarray:
-    if not film:
-      images = draw(state, np.arange(len(label)), label)
-      return save_grid(workdir / "samples" / f"{step:07d}.png", images, label, names)
-    shown = label[: _multiple(FILM_ROWS)]
-    path = draw(state, np.arange(len(shown)), shown, record=True)
-    picture = pictures.film_strip(path, visited, _named(shown, names))
-    pictures.save_png(workdir / "denoising.png", picture)
-    return picture
+  def preview(state: Any, step: int, is_last: bool = False) -> Shown:
+    images = draw(state, np.arange(len(label)), label)
+    shown = {"samples": save_grid(workdir / "samples" / f"{step:07d}.png", images, label, names)}
+    if is_last:
+      few = label[: _multiple(FILM_ROWS)]
+      path = draw(state, np.arange(len(few)), few, record=True)
+      shown["denoising"] = pictures.film_strip(path, visited, _named(few, names))
+      pictures.save_png(workdir / "denoising.png", shown["denoising"])
+    return Shown(shown, {})
 
   return preview
 

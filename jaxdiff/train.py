@@ -1,7 +1,7 @@
 """The one training loop: every task, model and parallel strategy runs through it.
 
 Order at the start: config and source are checked, the state is restored or made, the data stream starts where that
-state stopped, the step is compiled. Order after a step: log, draw, save, stop.
+state stopped, the step is compiled. Order after a step: log, show, save, stop.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from jaxdiff import (
   metrics,
   optim,
   parallel,
+  plots,
+  previews,
   reporting,
-  sample,
   signals,
   summary,
   tasks,
@@ -40,17 +41,17 @@ logger = logging.getLogger("jaxdiff")
 def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None:
   """Trains what a config describes, in a workdir; a run that was stopped there goes on exactly where it stopped.
 
-  Leaves there: config.json, metrics.jsonl, TensorBoard events, checkpoints/, samples/<step>.png, loss.png, denoising.png.
+  Leaves there: config.json, metrics.jsonl, TensorBoard events, checkpoints/, loss.png and the task's pictures.
   Raises UserError for what the user can mend: config, data, disk, a loss that is not finite.
   """
   t, is_first = config.train, jax.process_index() == 0
-  sample.check(config)
   checkpoints.prepare_workdir(workdir)
   source = data.load(config.data.source, config.data.split, skip_unreadable=config.data.skip_unreadable)
   data.check_labels(source, config.model.num_classes)
   tx = optim.make_optimizer(config.optim, t.steps)
   task = tasks.make(config, tx)
   strategy = parallel.make(config.parallel, t.batch_size)
+  preview = previews.make(config, task, strategy, source, workdir)
   run = _record(config, source)
 
   with contextlib.ExitStack() as stack:
@@ -68,7 +69,6 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None
     batches = stack.enter_context(contextlib.closing(_batches(source, config, strategy, start)))
     batch = next(batches)
     step = _compile(make_train_step(task, tx), state, batch, strategy, config, len(source))
-    preview = sample.make_preview(config, task, strategy.place_rows, source.label_names, workdir)
     window, watch = metrics.Window(), metrics.Stopwatch(start)
 
     stop = stack.enter_context(signals.stop_request())
@@ -88,7 +88,7 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None
         _report(window.collect(until=number - 1), log, bar, watch, manager, t.batch_size)
       with watch.paused():
         if number == t.steps or (t.sample_every and number % t.sample_every == 0):
-          log.image(number, "samples", preview(strategy.fetch(state), number))
+          log.show(number, preview(strategy.fetch(state), number, is_last=number == t.steps))
         if saves:
           position = {"examples": number * t.batch_size}
           checkpoints.save(manager, number, strategy.fetch(state), run | position)
@@ -100,9 +100,8 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None
     logger.info("Stopped after step %d, saved in %s. The same command goes on from there.", number, workdir)
     return
   if is_first:
-    reporting.loss_curve(workdir / "metrics.jsonl", workdir / "loss.png")
-  preview(strategy.fetch(state), number, film=True)
-  logger.info("Done: %d steps. Samples, loss.png, denoising.png and checkpoints are in %s.", number, workdir)
+    plots.loss_curve(workdir / "metrics.jsonl", workdir / "loss.png")
+  logger.info("Done: %d steps. Pictures, loss.png and checkpoints are in %s.", number, workdir)
 
 
 def _record(config: Any, source: data.Source) -> dict[str, Any]:
@@ -163,4 +162,5 @@ def _report(
     )
   rate = watch.rate(row.step) * batch_size
   log.scalars(row.step, row.means | {"images_per_s": rate})
-  bar.show(loss=row.means["loss"], grad_norm=row.means["grad_norm"], images_per_s=rate)
+  others = {name: mean for name, mean in row.means.items() if name != "learning_rate"}
+  bar.show(**{"loss": row.means["loss"]} | others, images_per_s=rate)

@@ -93,6 +93,10 @@ class TrainState(flax.struct.PyTreeNode):
   rng: Array  # the run's key; never advanced: step keys are fold_in(rng, step)
 
 
+class ClassifierState(TrainState):
+  """The state of a classifier of noised images: a train state whose params map (z_t, t) to logits."""
+
+
 class Task(NamedTuple):
   """What is learned. The loop, the step and the strategies know no more of a task than this."""
 

@@ -1,6 +1,9 @@
 """Tiny configs for tests: the real ones, with a network and a run that take seconds."""
 
-from jaxdiff import configuration
+import jax
+import optax
+
+from jaxdiff import configuration, tasks
 
 
 def config(name="dit", *overrides):
@@ -12,11 +15,19 @@ def config(name="dit", *overrides):
   return c
 
 
+def made(c, tx=None):
+  """(task, initial state), compiled without optimisation: a UNet drawn operation by operation takes half a minute."""
+  task = tasks.make(c, tx or optax.sgd(1.0))
+  fast = jax.jit(lambda: tasks.initial_state(c, task), compiler_options={"xla_backend_optimization_level": 0})
+  return task, fast()
+
+
 def arguments(name="dit"):
   """The overrides that make a digits config tiny, as `config.key=value`."""
   model = {
     "dit": ("model.width=16", "model.depth=2", "model.heads=2"),
     "unet": ("model.width=8", "model.num_blocks=1", "model.head_channels=8"),
+    "classifier": ("model.width=8", "model.num_blocks=1", "model.head_channels=8"),
   }[name]
   run = (
     "train.steps=6",

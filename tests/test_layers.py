@@ -25,12 +25,13 @@ LAYERS = {
     "metrics",
     "reporting",
     "pictures",
+    "plots",
     "platform",
     "configuration",
     "signals",
   },
   2: {"tasks", "train_step", "summary"},
-  3: {"train", "sample", "draw", "evaluate"},
+  3: {"train", "sample", "draw", "steering", "classifiers", "runs", "previews", "accuracy", "evaluate"},
   4: {"main"},
 }
 LAYER_OF = {group: layer for layer, groups in LAYERS.items() for group in groups}

@@ -10,7 +10,6 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from jaxdiff import reporting
 from jaxdiff.errors import UserError
@@ -168,38 +167,3 @@ def test_disabled_progress_is_silent(monkeypatch, fresh_logger, stream):
     bar.show(loss=1.0)
     bar.update(10)
   assert not sys.stderr.getvalue()
-
-
-def write_metrics(path, rows):
-  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def test_loss_curve(tmp_path):
-  import matplotlib
-
-  before = dict(matplotlib.rcParams)
-  source, target = tmp_path / "metrics.jsonl", tmp_path / "loss.png"
-  heights = []
-  for extra in ({}, {"grad_norm": 1.0}, {"grad_norm": 1.0, "learning_rate": 1e-3}):
-    write_metrics(source, [{"step": step, "loss": 1 / step, **extra} for step in range(1, 60)])
-    assert reporting.loss_curve(source, target)
-    heights.append(Image.open(target).height)
-  assert heights[0] < heights[1] < heights[2]  # a panel for each
-  assert dict(matplotlib.rcParams) == before
-  assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
-
-
-@pytest.mark.parametrize(
-  "losses", [[1.0], [0.0, 1.0], [-1.0, 1.0], [None], [1.0, 0.5, None], [3.0] * 30, [1e-30, 1e30] * 20]
-)
-def test_loss_curve_of_odd_runs(tmp_path, losses):
-  source, target = tmp_path / "metrics.jsonl", tmp_path / "loss.png"
-  write_metrics(source, [{"step": step, "loss": loss} for step, loss in enumerate(losses)])
-  assert reporting.loss_curve(source, target)
-  assert np.asarray(Image.open(target)).std() > 0
-
-
-def test_no_loss_no_curve(tmp_path):
-  write_metrics(tmp_path / "metrics.jsonl", [{"step": 1, "accuracy": 0.5}])
-  assert not reporting.loss_curve(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
-  assert not (tmp_path / "loss.png").exists()

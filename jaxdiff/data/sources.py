@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxdiff import errors
-from jaxdiff.data import base, folder, idx, records
+from jaxdiff.data import base, folder, idx, records, splits
 from jaxdiff.data.base import Source
 from jaxdiff.errors import UserError
 
@@ -21,6 +21,7 @@ def load(spec: str, split: str = "train", *, skip_unreadable: bool = False) -> S
   `idx:<dir>`                 IDX files as MNIST and Fashion-MNIST ship them, .gz or not
   `folder:<dir>`              PNG, JPEG and WebP files in one subfolder a class, below <dir>/<split> if it exists
 
+  `split` may be a share of one, as `train[:90%]`: see splits.share.  (TFDS takes shares of its own sets, in their order.)
   `skip_unreadable` drops files of a folder that cannot be decoded, with one warning that names them.
 
   Raises:
@@ -33,7 +34,10 @@ def load(spec: str, split: str = "train", *, skip_unreadable: bool = False) -> S
     raise UserError(
       f"data source {spec!r} does not say where: write {kind}:<{WHERE[kind]}> (config.data.source)."
     )
-  return OPENERS[kind](where, split, skip_unreadable)
+  name, bounds = splits.parse(split)
+  if bounds is None or kind == "tfds":
+    return OPENERS[kind](where, split, skip_unreadable)
+  return splits.share(OPENERS[kind](where, name, skip_unreadable), split, bounds)
 
 
 def open_digits(where: str, split: str, skip_unreadable: bool) -> Source:

@@ -35,6 +35,11 @@ def classifier_free(denoise: Denoiser, scale: Scale, null_label: int = NULL_LABE
   return guided
 
 
+def unlabelled(denoise: Denoiser, null_label: int = NULL_LABEL) -> Denoiser:
+  """The denoiser without a label: the unconditional prediction, at the cost of one."""
+  return lambda z, t, cond: denoise(z, t, _without_label(cond, null_label))
+
+
 def compose(
   denoise: Denoiser, conds: Sequence[Cond], scales: Sequence[Scale], null_label: int = NULL_LABEL
 ) -> Denoiser:
@@ -56,7 +61,7 @@ def _guide(
 ) -> Prediction:
   """(1 - sum_k scale_k) unconditional + sum_k scale_k conditional_k, in one call with the rows of an image together."""
   count = len(conds) + 1
-  null = conds[0].replace(label=jnp.full_like(conds[0].label, null_label))
+  null = _without_label(conds[0], null_label)
   rows = jax.tree.map(lambda *a: jnp.stack(a, axis=1).reshape(-1, *a[0].shape[1:]), *conds, null)
   many = denoise(jnp.repeat(z, count, axis=0), jnp.repeat(t, count, axis=0), rows)
   weights = [_at(scale, t, z.ndim) for scale in scales]
@@ -67,6 +72,10 @@ def _guide(
 
   log_var = None if many.log_var is None else many.log_var[0::count]
   return Prediction(combine(many.x), combine(many.eps), log_var)
+
+
+def _without_label(cond: Cond, null_label: int) -> Cond:
+  return cond.replace(label=jnp.full_like(cond.label, null_label))
 
 
 def rescaled(
@@ -148,14 +157,39 @@ def classifier(denoise: Denoiser, log_prob: LogProb, scale: Scale, schedule: Noi
   """
 
   def guided(z: Array, t: Array, cond: Cond) -> Prediction:
-    prediction = denoise(z, t, cond)
     gradient = jax.grad(lambda z: jnp.sum(log_prob(z, t, cond).astype(jnp.float32)))(z)
-    alpha, sigma = schedules.alpha_sigma(schedule, t, z.ndim)
-    shift = sigma * _at(scale, t, z.ndim) * gradient
-    x = prediction.x + jnp.where(alpha > 0, sigma * shift / jnp.where(alpha > 0, alpha, 1.0), 0.0)
-    return prediction._replace(x=x, eps=prediction.eps - shift)
+    return _towards(denoise(z, t, cond), gradient, scale, schedule, t)
 
   return guided
+
+
+def classifier_of_x(denoise: Denoiser, log_prob: LogProb, scale: Scale, schedule: NoiseSchedule) -> Denoiser:
+  """Classifier guidance by one that knows clean images alone: log p(label | z_t) is taken to be log_prob(x_hat(z_t), 0, cond).
+
+  The shift is that of `classifier`; g = grad_z of log_prob goes back through the network, which is evaluated once.
+  Source: Bansal et al. 2023, section 3.1 (forward universal guidance; their s(t) is sigma_t scale); Chung et al. 2023,
+  algorithm 1.
+  """
+
+  def guided(z: Array, t: Array, cond: Cond) -> Prediction:
+    def judged(z: Array) -> tuple[Array, Prediction]:
+      prediction = denoise(z, t, cond)
+      return jnp.sum(log_prob(prediction.x, jnp.zeros_like(t), cond).astype(jnp.float32)), prediction
+
+    gradient, prediction = jax.grad(judged, has_aux=True)(z)
+    return _towards(prediction, gradient, scale, schedule, t)
+
+  return guided
+
+
+def _towards(
+  prediction: Prediction, gradient: Array, scale: Scale, schedule: NoiseSchedule, t: Array
+) -> Prediction:
+  """eps - sigma scale g and x + sigma^2 / alpha scale g, which leave z = alpha x + sigma eps; x stays where alpha is 0."""
+  alpha, sigma = schedules.alpha_sigma(schedule, t, gradient.ndim)
+  shift = sigma * _at(scale, t, gradient.ndim) * gradient
+  x = prediction.x + jnp.where(alpha > 0, sigma * shift / jnp.where(alpha > 0, alpha, 1.0), 0.0)
+  return prediction._replace(x=x, eps=prediction.eps - shift)
 
 
 def clip_x(denoise: Denoiser, schedule: NoiseSchedule, limit: float = 1.0) -> Denoiser:

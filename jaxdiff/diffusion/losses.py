@@ -150,12 +150,18 @@ def edm_log_normal(mean: float = -1.2, std: float = 1.2) -> TimeDensity:
   return draw
 
 
+def clean() -> TimeDensity:
+  """t = 0: images as they are, for what learns to recognise them.  A denoiser has nothing to learn there."""
+  return lambda schedule, key, index: jnp.zeros(index.shape, jnp.float32)
+
+
 TIME_DENSITIES: dict[str, Callable[..., TimeDensity]] = {
   "uniform": uniform,
   "uniform_discrete": uniform_discrete,
   "low_discrepancy": low_discrepancy,
   "logit_normal": logit_normal,
   "edm_log_normal": edm_log_normal,
+  "clean": clean,
 }
 
 

@@ -82,16 +82,18 @@ class UNetClassifier(UNet):
 
 
 class DiTClassifier(DiT):
-  """The blocks of a DiT, then the mean over patches.  Fields as a DiT's; it reads no label.
+  """The blocks of a DiT, then the mean over patches.  Fields as a DiT's and a dropout rate; it reads no label.
 
   Shapes: z: f32[B,H,W,channels]; t: f32[B], the model time.  Returns f32[B,num_classes], or features f32[B,width].
+  Needs an rng named "dropout" where train is True and the dropout rate is not 0.
   Raises: UserError where the patch size does not divide the image, or the heads the width.
   Source: blocks and conditioning Peebles & Xie 2022; the pooling Zhai et al. 2022 ("GAP"), section 3.1.
   """
 
+  dropout: float = 0.0  # of the pooled features
+
   @nn.compact
   def __call__(self, z: Array, t: Array, train: bool = False, features: bool = False) -> Array:
-    del train
     self.check()
     self.check_image(z.shape[1:3])
     dtype = layers.dtype(self.dtype)
@@ -100,7 +102,8 @@ class DiTClassifier(DiT):
     x = self.trunk(x, c, None)
     modulation = layers.Linear(2 * self.width, kernel_init=zeros, dtype=dtype, name="modulation")(nn.silu(c))
     h = modulate(layer_norm(dtype)(x), *jnp.split(modulation, 2, axis=-1)).mean(axis=1)
-    logits = layers.Linear(self.num_classes, dtype=dtype, name="out")(h)
+    kept = nn.Dropout(self.dropout, deterministic=not train)(h)
+    logits = layers.Linear(self.num_classes, dtype=dtype, name="out")(kept)
     return (h if features else logits).astype(jnp.float32)
 
 

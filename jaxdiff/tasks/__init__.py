@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxdiff.errors import unknown
-from jaxdiff.tasks import denoise
+from jaxdiff.tasks import classifier, denoise
 from jaxdiff.types import Task
 
-TASKS = {"denoise": denoise.make}
+TASKS = {"denoise": denoise.make, "classifier": classifier.make}
 
 
 def make(config: Any, tx: optax.GradientTransformation) -> Task:

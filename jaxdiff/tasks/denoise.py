@@ -52,14 +52,10 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
     del state
     time_key, noise_key, label_key, dropout_key = jax.random.split(key, 4)
     index = batch["index"]
-    x = pixels.to_signed(batch["image"])
-    t = process.draw_time(schedule, time_key, index)
-    eps = losses.per_example(lambda k: jax.random.normal(k, x.shape[1:]), noise_key, index)
+    x, t, eps, z = processes.noised(schedule, process.draw_time, batch, time_key, noise_key)
     cond = Cond(drop_labels(batch["label"], diffusion.label_dropout, label_key, index))
-    # Dropout masks cover a whole batch; the first index keeps the shards of a pmap from sharing one.
-    rngs = {"dropout": jax.random.fold_in(dropout_key, index[0])}
+    rngs = processes.dropout_rngs(dropout_key, index)
 
-    z = schedules.add_noise(schedule, x, eps, t)
     alpha, sigma = schedules.alpha_sigma(schedule, t, x.ndim)
     seen = reading.encode(z, alpha, sigma)
     told = module.apply({"params": params}, seen, schedule.model_time(t), cond, train=True, rngs=rngs)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxdiff import configuration
+from jaxdiff.data import pixels
 from jaxdiff.diffusion import losses, parameterization, schedules
 from jaxdiff.errors import UserError
-from jaxdiff.types import NoiseSchedule, Parameterization
+from jaxdiff.types import Array, Batch, NoiseSchedule, Parameterization
 
 
 class Process(NamedTuple):
@@ -36,8 +38,44 @@ def build(diffusion: Any) -> Process:
       "only noise (zero terminal SNR, a flow). Use v, x or velocity."
     )
   weighting = configuration.build(diffusion.weighting, losses.WEIGHTINGS, "weighting")
-  draw_time = configuration.build(diffusion.time_density, losses.TIME_DENSITIES, "time density")
+  draw_time = build_time_density(diffusion)
+  if diffusion.time_density == "clean":
+    raise UserError(
+      "the time density 'clean' (config.diffusion.time_density) has no noise to predict; it is for classifiers. Use uniform."
+    )
   return Process(schedule, reading, weighting, draw_time)
+
+
+def build_time_density(diffusion: Any) -> losses.TimeDensity:
+  """Where along t config.diffusion has a task learn.  Raises UserError for an unknown density."""
+  return configuration.build(diffusion.time_density, losses.TIME_DENSITIES, "time density")
+
+
+class Noised(NamedTuple):
+  """Images on their way to noise, z_t = alpha_t x + sigma_t eps.  Shapes: x, eps, z: f32[B,H,W,C]; t: f32[B]."""
+
+  x: Array
+  t: Array
+  eps: Array
+  z: Array
+
+
+def noised(
+  schedule: NoiseSchedule, draw_time: losses.TimeDensity, batch: Batch, time_key: Array, noise_key: Array
+) -> Noised:
+  """A batch at random times: t from draw_time, eps ~ N(0, I), each a function of its key and the example's index."""
+  x = pixels.to_signed(batch["image"])
+  t = draw_time(schedule, time_key, batch["index"])
+  eps = losses.per_example(lambda key: jax.random.normal(key, x.shape[1:]), noise_key, batch["index"])
+  return Noised(x, t, eps, schedules.add_noise(schedule, x, eps, t))
+
+
+def dropout_rngs(key: Array, index: Array) -> dict[str, Array]:
+  """The rngs of a network in training.  Dropout masks cover a whole batch, so that key and first index make them.
+
+  The index keeps the shards of a pmap from sharing one.
+  """
+  return {"dropout": jax.random.fold_in(key, index[0])}
 
 
 def table_steps(diffusion: Any) -> int:

@@ -300,6 +300,101 @@ def test_steering_by_the_exact_classifier_draws_the_component():
   np.testing.assert_allclose(np.cov(out.T), covariance, atol=4 * (2 / 2048) ** 0.5 * 0.09)
 
 
+BLUR = np.array([[0.08, 0.03], [0.03, 0.04]])
+BUMP = mixture.gaussian([0.2, -0.1], BLUR)
+PULL = jnp.array([0.9, -0.6])
+
+
+def tilt(z, t, cond):
+  """log E[exp(PULL x) | z_t] for x ~ BUMP, up to a constant of t: a classifier p(label | x) ~ exp(PULL x)."""
+  return (mixture.denoiser(BUMP, SCHEDULE)(z, t, None).x * PULL).sum(axis=(1, 2, 3))
+
+
+def tilt_of_x(x, t, cond):
+  return (x * PULL).sum(axis=(1, 2, 3))
+
+
+GUIDES = {"of z": (guidance.classifier, tilt), "of x": (guidance.classifier_of_x, tilt_of_x)}
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.5, 3.0])
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "heun"])
+@pytest.mark.parametrize("guide", GUIDES)
+def test_guided_samplers_draw_the_tilted_distribution(guide, name, scale):
+  """N(m, C) times exp(scale b x) is N(m + scale C b, C), and here the classifier at every t is exact for every scale."""
+  wrap, log_prob = GUIDES[guide]
+  plain = mixture.denoiser(BUMP, SCHEDULE)
+  z, cond = jax.random.normal(jax.random.key(7), (8, 1, 1, 2)), Cond(jnp.zeros((8,), jnp.int32))
+
+  def drawn(denoise):
+    sampler, grid = samplers.SAMPLERS[name](), samplers.time_grid(200)
+    return jax.jit(lambda z: samplers.sample(sampler, SCHEDULE, denoise, jax.random.key(1), z, grid, cond))(z)
+
+  # All is linear, so that with the same noise every sample is moved alike; what is left is what 200 steps miss.
+  moved = (drawn(wrap(plain, log_prob, scale, SCHEDULE)) - drawn(plain)).reshape(-1, 2)
+  wanted = scale * BLUR @ np.asarray(PULL)
+  np.testing.assert_allclose(moved, np.tile(wanted, (8, 1)), rtol=0.01)
+
+
+@pytest.mark.parametrize("guide", ["of z", "of x"])
+def test_the_shift_is_the_gradient_by_finite_differences(guide):
+  """eps - eps_hat = -sigma scale grad_z log p, of the classifier, or of the classifier of the predicted x."""
+  t, scale, step = jnp.full((6,), 0.4), 1.7, 1e-2
+  predict = lambda z: EXACT(z, t, LABELS)
+  classify = CLASSIFY if guide == "of z" else lambda x, t, cond: -((x**2 - 0.1) ** 2).sum((1, 2, 3))
+  log_prob = (
+    (lambda z: classify(z, t, LABELS)) if guide == "of z" else (lambda z: classify(predict(z).x, t, LABELS))
+  )
+  wrap = guidance.classifier if guide == "of z" else guidance.classifier_of_x
+  shift = wrap(EXACT, classify, scale, SCHEDULE)(FEW, t, LABELS).eps - predict(FEW).eps
+  for axis in range(2):
+    ahead = step * jax.nn.one_hot(axis, 2)
+    slope = (log_prob(FEW + ahead) - log_prob(FEW - ahead)) / (2 * step)
+    wanted = -SCHEDULE.sigma(0.4) * scale * slope
+    np.testing.assert_allclose(shift[:, 0, 0, axis], wanted, atol=5e-3 * float(jnp.abs(shift).max()))
+
+
+def test_a_classifier_of_x_leaves_z_explained_and_changes_nothing_at_scale_zero():
+  t = jnp.full((6,), 0.5)
+  guided = guidance.classifier_of_x(EXACT, tilt_of_x, 2.0, SCHEDULE)(FEW, t, LABELS)
+  assert_consistent(guided, FEW, t)
+  assert_equal(
+    guidance.classifier_of_x(EXACT, tilt_of_x, 0.0, SCHEDULE)(FEW, t, LABELS), EXACT(FEW, t, LABELS)
+  )
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_the_network_is_evaluated_once_and_another_scale_compiles_nothing(guide):
+  calls, traces = [], []
+  wrap, log_prob = GUIDES[guide]
+
+  def counted(z, t, cond):
+    traces.append(1)
+    jax.debug.callback(lambda: calls.append(1))
+    return EXACT(z, t, cond)
+
+  step = jax.jit(lambda scale: wrap(counted, log_prob, scale, SCHEDULE)(FEW, jnp.full((6,), 0.5), LABELS).eps)
+  outputs = [np.asarray(step(scale)) for scale in (1.0, 2.0, 0.0)]
+  jax.effects_barrier()
+  assert len(traces) == 1 and len(calls) == 3
+  assert (outputs[0] != outputs[1]).any()
+
+
+def test_a_classifier_is_told_the_label_but_unlabelled_the_network_is_not():
+  seen = []
+
+  def watched(z, t, cond):
+    seen.append(cond)
+    return toy(z, t, cond)
+
+  assert_equal(guidance.unlabelled(watched)(Z, T, COND), toy(Z, T, NULL))
+  assert (seen[0].hint == COND.hint).all()
+  labels = []
+  log_prob = lambda z, t, cond: labels.append(cond.label) or z.sum((1, 2, 3))
+  guidance.classifier(guidance.unlabelled(watched), log_prob, 1.0, SCHEDULE)(Z, T, COND)
+  assert (labels[0] == COND.label).all() and (seen[1].label == NULL_LABEL).all()
+
+
 def test_clipping_moves_eps_along_and_leaves_the_rest_alone():
   clipped = guidance.clip_x(bold, SCHEDULE)(Z, T, COND)
   free = bold(Z, T, COND)

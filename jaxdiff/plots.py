@@ -1,0 +1,123 @@
+"""Plots of what a run measured: its loss, and a classifier's accuracy by noise level.
+
+Figures of their own, not pyplot's: no global state, no display.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxdiff.files import write_atomically
+from jaxdiff.reporting import read_metrics
+
+
+def loss_curve(metrics_jsonl: str | os.PathLike[str], out_png: str | os.PathLike[str]) -> bool:
+  """Draws the loss (log scale, raw and smoothed), the learning rate and the gradient norm of a run.
+
+  Returns False, and draws nothing, if no loss was logged yet.
+  """
+  import matplotlib
+  from matplotlib.figure import Figure
+
+  rows = [row for row in read_metrics(metrics_jsonl) if "loss" in row]
+  if not rows:
+    return False
+  small = [
+    (name, text) for name, text in _PANELS if any(math.isfinite(row.get(name, math.nan)) for row in rows)
+  ]
+  with matplotlib.rc_context(_STYLE):
+    figure = Figure(figsize=(8, 4.2 + 1.2 * len(small)), dpi=120, layout="constrained")
+    axes = figure.subplots(
+      1 + len(small), 1, sharex=True, height_ratios=[3.2] + [1] * len(small), squeeze=False
+    )
+    top, *panels = axes[:, 0]
+    _draw(top, rows, "loss", "loss", log=True)
+    top.legend(loc="upper right", frameon=True, framealpha=0.9, edgecolor="none")
+    for axis, (name, text) in zip(panels, small, strict=True):
+      _draw(axis, rows, name, text, log=name == "grad_norm")
+    axes[-1, 0].set_xlabel("step")
+    write_atomically(out_png, lambda file: figure.savefig(file, format="png"))
+  return True
+
+
+def accuracy_by_noise(
+  levels: np.ndarray | Sequence[float],
+  accuracies: Mapping[str, np.ndarray | Sequence[float]],
+  num_classes: int,
+  out_png: str | os.PathLike[str],
+) -> np.ndarray:
+  """Draws accuracies (name -> shares in [0, 1], one a level) over the noise level, with that of a guess.
+
+  Returns the picture, u8[H,W,3].
+  """
+  import matplotlib
+  from matplotlib.figure import Figure
+  from PIL import Image
+
+  drawn = io.BytesIO()
+  with matplotlib.rc_context(_STYLE):
+    figure = Figure(figsize=(6.4, 4), dpi=120, layout="constrained")
+    axis = figure.subplots()
+    for (name, shares), color in zip(accuracies.items(), (_BLUE, _RED), strict=False):
+      axis.plot(levels, np.asarray(shares) * 100, color=color, marker="o", markersize=4, label=name)
+    axis.axhline(100 / num_classes, color="#888888", linestyle=":", label="a guess (top1)")
+    axis.set(xlim=(-0.02, 1.02), ylim=(-2, 102), ylabel="accuracy, %")
+    axis.set_xlabel("noise level, 2/pi arctan(sigma / alpha)")
+    axis.legend(frameon=True, framealpha=0.9, edgecolor="none")
+    figure.savefig(drawn, format="png")
+  write_atomically(out_png, lambda file: file.write(drawn.getvalue()))
+  return np.asarray(Image.open(drawn).convert("RGB"))
+
+
+_PANELS = (("grad_norm", "gradient norm"), ("learning_rate", "learning rate"))
+_BLUE, _RED = "#1f6fb4", "#c0392b"
+_STYLE: Any = {
+  "font.size": 10,
+  "axes.spines.top": False,
+  "axes.spines.right": False,
+  "axes.edgecolor": "#888888",
+  "axes.grid": True,
+  "grid.color": "#e6e6e6",
+  "axes.axisbelow": True,
+}
+
+
+def _draw(axis: Any, rows: list[dict[str, float]], name: str, text: str, log: bool) -> None:
+  from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+  steps = np.array([row["step"] for row in rows])
+  values = np.array([row.get(name, math.nan) for row in rows], float)
+  finite = np.isfinite(values)
+  x, y = steps[finite], values[finite]
+  log = log and bool((y > 0).all()) and len(y) > 0
+  if name == "learning_rate" or len(y) < 20:
+    axis.plot(x, y, color=_BLUE, linewidth=1.5, label=text, marker="o" if len(y) == 1 else None)
+  else:
+    axis.plot(x, y, color=_BLUE, alpha=0.25, linewidth=1, label=text)
+    smooth = np.exp(_smoothed(np.log(y))) if log else _smoothed(y)
+    axis.plot(x, smooth, color=_BLUE, linewidth=1.8, label="smoothed")
+  if name == "loss":
+    for step in steps[~finite][:1]:
+      axis.axvline(step, color=_RED, linestyle=":", label=f"not finite at {step:.0f}")
+  if log:
+    axis.set_yscale("log")
+    decades = np.log10(y.max() / y.min())
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,), numticks=20))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+  axis.set_ylabel(text)
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray:
+  """A centred Gaussian mean, about a fortieth of the points wide, over what there is at the ends."""
+  width = max(1.0, len(values) / 40)
+  reach = math.ceil(3 * width)
+  kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
+  sums, weights = (np.convolve(v, kernel)[reach : reach + len(v)] for v in (values, np.ones_like(values)))
+  return sums / weights

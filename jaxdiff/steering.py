@@ -1,0 +1,116 @@
+"""What config.sample makes of a model's denoiser: labels or none, guidance of both kinds, the image's range.
+
+The order, from the inside: classifier-free guidance, the classifier, the interval in which both act, the threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxdiff import classifiers, configuration
+from jaxdiff.classifiers import Classifier
+from jaxdiff.diffusion import guidance
+from jaxdiff.errors import UserError
+from jaxdiff.types import Array, Cond, Denoiser, NoiseSchedule, Prediction, PyTree
+
+ALWAYS = (0.0, float("inf"))  # the interval of guidance that leaves nothing out
+
+
+class Steering(NamedTuple):
+  """How a denoiser is steered, and by what: numbers and parameters are arguments of what is compiled."""
+
+  wrap: Callable[[Denoiser, PyTree], Denoiser]  # (denoise, values()) -> denoise
+  values: Callable[[], PyTree]  # the scales, as config.sample has them now, and the classifier's parameters
+
+
+def make(config: Any, schedule: NoiseSchedule) -> Steering:
+  """The steering of config.sample; reads the classifier it names.  Raises UserError for what cannot be."""
+  s = config.sample
+  classifier = classifiers.load(config) if has_classifier(s) else None
+
+  def values() -> PyTree:
+    params = classifier.params if classifier else {}
+    return {"guidance": s.guidance, "classifier_scale": s.classifier_scale, "classifier": params}
+
+  def wrap(denoise: Denoiser, given: PyTree) -> Denoiser:
+    plain = denoise if s.guidance and is_labelled(config) else guidance.unlabelled(denoise)
+    steered = _classifier_free(s, denoise, given["guidance"], schedule) if is_guided(s) else plain
+    if classifier:
+      steered = _classified(classifier, steered, given, schedule)
+    if steered is not plain and tuple(s.guidance_interval) != ALWAYS:
+      steered = guidance.interval(steered, plain, schedule, *s.guidance_interval)
+    return threshold(s, steered, schedule)
+
+  return Steering(wrap, values)
+
+
+def is_labelled(config: Any) -> bool:
+  """Whether the model was ever shown a label."""
+  return config.model.num_classes > 0 and config.diffusion.label_dropout < 1
+
+
+def is_guided(s: Any) -> bool:
+  """Whether classifier-free guidance acts: at 1 the labelled prediction stands, at 0 the unlabelled one, at half the cost."""
+  return s.guidance not in (0, 1)
+
+
+def has_classifier(s: Any) -> bool:
+  return bool(s.classifier) and s.classifier_scale != 0
+
+
+def asks_for_labels(config: Any) -> bool:
+  """Whether a label has any part in what is drawn."""
+  return has_classifier(config.sample) or (is_labelled(config) and config.sample.guidance != 0)
+
+
+def check(config: Any) -> None:
+  """Raises UserError for guidance that cannot work with this config's model."""
+  s = config.sample
+  if is_guided(s) and not is_labelled(config):
+    raise UserError(
+      f"guidance {s.guidance:g} (config.sample.guidance) needs a model that has seen labels; this one has not "
+      f"(config.model.num_classes={config.model.num_classes}, config.diffusion.label_dropout="
+      f"{config.diffusion.label_dropout:g}). Use --config.sample.guidance=0."
+    )
+  if s.guidance != 1 and is_labelled(config) and not config.diffusion.label_dropout:
+    raise UserError(
+      f"guidance {s.guidance:g} (config.sample.guidance) needs a model trained with label dropout; this one was trained "
+      "with config.diffusion.label_dropout=0. Use --config.sample.guidance=1."
+    )
+  if len(s.guidance_interval) != 2 or not s.guidance_interval[0] < s.guidance_interval[1]:
+    raise UserError(
+      f"config.sample.guidance_interval is {s.guidance_interval}; give two noise levels sigma/alpha, low,high as 0.2,5."
+    )
+  if not 0 <= s.guidance_rescale <= 1:
+    raise UserError(f"config.sample.guidance_rescale is {s.guidance_rescale:g}; give a share from 0 to 1.")
+  classifiers.check(config)
+
+
+def threshold(s: Any, denoise: Denoiser, schedule: NoiseSchedule) -> Denoiser:
+  """The denoiser with its x kept in range as config.sample.threshold says.  Raises UserError."""
+  name, arguments = configuration.parse_call(s.threshold, guidance.THRESHOLDS, "threshold")
+  try:
+    return guidance.THRESHOLDS[name](denoise, schedule, **arguments)
+  except ValueError as error:
+    raise UserError(f"{error} (config.sample.threshold={s.threshold!r}).") from None
+
+
+def check_threshold(s: Any, schedule: NoiseSchedule) -> None:
+  threshold(s, lambda z, t, cond: Prediction(z, z), schedule)
+
+
+def _classifier_free(s: Any, denoise: Denoiser, scale: Any, schedule: NoiseSchedule) -> Denoiser:
+  if s.guidance_rescale:
+    return guidance.rescaled(denoise, scale, schedule, s.guidance_rescale)
+  return guidance.classifier_free(denoise, scale)
+
+
+def _classified(
+  classifier: Classifier, denoise: Denoiser, given: PyTree, schedule: NoiseSchedule
+) -> Denoiser:
+  def log_prob(z: Array, t: Array, cond: Cond) -> Array:
+    return classifier.log_prob(given["classifier"], z, t, cond.label)
+
+  steer = guidance.classifier_of_x if classifier.sees_x else guidance.classifier
+  return steer(denoise, log_prob, given["classifier_scale"], schedule)
