@@ -92,6 +92,7 @@ def density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5) -> DensityC
   open ones): they differ only where distances are equal, and so for copies.
 
   Shapes: real: [N,D], fake: [M,D], more than k reals.
+  Raises: ValueError that names the argument.
   Source: Naeem et al. 2020, eq. 5 and 7.
   """
   real, fake = checked({"real": real, "fake": fake})
@@ -105,6 +106,7 @@ def near_copies(generated: np.ndarray, training: np.ndarray, quantile: float = 0
   Closer than the quantile of the training images' distances to their nearest other one; an exact copy counts in any case.
 
   Shapes: generated: [N,D]; training: [M,D], M >= 2.
+  Raises: ValueError that names the argument.
   """
   generated, training = checked({"generated": generated, "training": training})
   among = _radii("training", training, 1)

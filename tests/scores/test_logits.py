@@ -5,7 +5,7 @@ from jaxdiff.scores.logits import accuracy, inception_score
 
 
 def naive(logits):
-  """The score in exact order of its definition, for moderate logits."""
+  """The score as it is defined, for logits whose powers are finite."""
   p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
   marginal = p.mean(axis=0)
   return np.exp(np.mean([(q * np.log(q / marginal)).sum() for q in p]))
