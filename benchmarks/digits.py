@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from scipy.spatial.distance import cdist
+
+from jaxdiff.scores import neighbours
 
 COUNT = 1000
 
@@ -86,14 +87,11 @@ def copies(images: np.ndarray) -> dict[str, float]:
   """
   from sklearn.datasets import load_digits
 
-  real = load_digits().data
-  among = cdist(real, real)
-  np.fill_diagonal(among, np.inf)
-  nearest_real, nearest = among.min(axis=1), cdist(images, real).min(axis=1)
+  found = neighbours.near_copies(images, load_digits().data, quantile=0.01)
   return {
-    "near_copies": int((nearest < np.quantile(nearest_real, 0.01)).sum()),
-    "median_distance": round(float(np.median(nearest)), 2),
-    "median_distance_among_real": round(float(np.median(nearest_real)), 2),
+    "near_copies": round(found.share * len(images)),
+    "median_distance": round(float(np.median(found.distance)), 2),
+    "median_distance_among_real": round(float(np.median(found.distance_among_training)), 2),
   }
 
 

@@ -13,11 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "jaxdiff"
 
 # A group is a package or a single module under jaxdiff/. It may import groups of lower layers, and groups beside
-# it unless one of the two is an island: the maths, the networks and the data do not know of each other.
-ISLANDS = {"diffusion", "models", "data"}
+# it unless one of the two is an island: the maths, the networks, the data and the scores do not know of each other.
+ISLANDS = {"diffusion", "models", "data", "scores"}
 LAYERS = {
   0: {"__init__", "types", "errors", "files"},
-  1: {"diffusion", "models", "data"}
+  1: {"diffusion", "models", "data", "scores"}
   | {
     "optim",
     "parallel",
@@ -115,6 +115,12 @@ def test_imports_have_no_cycles():
 def test_diffusion_does_not_know_flax(module):
   tops = {name.split(".")[0] for name in imported_names(module, MODULES[module].read_text())}
   assert not tops & {"flax", "optax", "grain", "ml_collections"}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if group_of(m) == "scores"])
+def test_scores_know_numpy_and_scipy_alone(module):
+  tops = {name.split(".")[0] for name in imported_names(module, MODULES[module].read_text())}
+  assert tops - sys.stdlib_module_names <= {"numpy", "scipy", "jaxdiff"}
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if group_of(m) != "main"])
