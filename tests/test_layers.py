@@ -29,7 +29,7 @@ LAYERS = {
     "configuration",
     "signals",
   },
-  2: {"tasks", "train_step", "summary", "weights"},
+  2: {"tasks", "train_step", "summary", "weights", "onnx_model"},
   3: {"train", "sample", "draw", "evaluate"},
   4: {"main"},
 }
