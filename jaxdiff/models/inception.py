@@ -55,7 +55,7 @@ def resize(images: Array) -> Array:
   Source: tensorflow/core/kernels/resize_bilinear_op.cc (2015); its positions are float32, and so are these.
   """
   x = jnp.asarray(images).astype(jnp.float32)
-  for axis in (2, 1):  # rows first, as there: the other order rounds differently
+  for axis in (2, 1):  # within rows first, as there: the other order rounds differently
     low, high, weight = neighbours(x.shape[axis])
     shape = [-1 if i == axis else 1 for i in range(4)]
     near, far = jnp.take(x, low, axis), jnp.take(x, high, axis)
