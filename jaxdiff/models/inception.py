@@ -28,15 +28,9 @@ from jaxdiff.errors import UserError
 from jaxdiff.types import Array
 
 SIZE = 299
-FEATURES = 2048
-NUM_CLASSES = 1008  # ImageNet's 1000 at 1..1000; the rest was never trained on
+NUM_CLASSES = 1008  # ImageNet's 1000 among them
 BATCH_NORM_EPS = 1e-3
-BATCH_NORM = (
-  "weight",
-  "bias",
-  "running_mean",
-  "running_var",
-)  # torch's names, in the order of fold's arguments
+BATCH_NORM = ("weight", "bias", "running_mean", "running_var")  # torch's names, in fold's order
 
 # Products of full float32s also where the hardware would round factors first (bfloat16 on a TPU, TF32 on a GPU).
 PRECISION = jax.lax.Precision.HIGHEST
@@ -282,18 +276,18 @@ def torch_shapes() -> dict[str, tuple[int, ...]]:
 
 def check_tensors(shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
   """Raises UserError for the first tensor that is missing, of another shape than expected, or unknown."""
-  wrong = None
   for name, shape in expected.items():
     if name not in shapes:
-      wrong = f"tensor {name!r} is missing"
-    elif shapes[name] != shape:
-      wrong = f"tensor {name!r} has shape {list(shapes[name])}, not {list(shape)}"
-    if wrong:
-      break
-  else:
-    unknown = [name for name in shapes if name not in expected and not name.endswith(".num_batches_tracked")]
-    wrong = f"Inception has no tensor {unknown[0]!r}" if unknown else None
-  if wrong:
-    raise UserError(
-      f"these are not the weights of FID's Inception: {wrong}. torchvision's own is another network."
-    )
+      raise another_network(f"tensor {name!r} is missing")
+    if shapes[name] != shape:
+      raise another_network(f"tensor {name!r} has shape {list(shapes[name])}, not {list(shape)}")
+  for name in shapes:
+    if name not in expected and not name.endswith(".num_batches_tracked"):
+      raise another_network(f"Inception has no tensor {name!r}")
+
+
+def another_network(wrong: str) -> UserError:
+  """The UserError for tensors of which something is wrong."""
+  return UserError(
+    f"these are not the weights of FID's Inception: {wrong}. torchvision's own is another network."
+  )
