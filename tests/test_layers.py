@@ -30,7 +30,7 @@ LAYERS = {
     "configuration",
     "signals",
   },
-  2: {"tasks", "train_step", "summary"},
+  2: {"tasks", "train_step", "summary", "weights", "onnx_model"},
   3: {"train", "sample", "draw", "steering", "classifiers", "runs", "previews", "accuracy", "evaluate"},
   4: {"main"},
 }
