@@ -21,21 +21,25 @@ class Steering(NamedTuple):
   """How a denoiser is steered, and by what: numbers and parameters are arguments of what is compiled."""
 
   wrap: Callable[[Denoiser, PyTree], Denoiser]  # (denoise, values()) -> denoise
-  values: Callable[[], PyTree]  # the scales, as config.sample has them now, and the classifier's parameters
+  values: Callable[[], PyTree]  # the scales and the classifier's parameters
 
 
 def make(config: Any, schedule: NoiseSchedule) -> Steering:
-  """The steering of config.sample; reads the classifier it names.  Raises UserError for what cannot be."""
+  """The steering of config.sample; reads the classifier it names.  Raises UserError for what cannot be.
+
+  Which guidance acts is settled here; how much is read by values(), from config.sample as it is then.
+  """
   s = config.sample
   classifier = classifiers.load(config) if has_classifier(s) else None
+  has_label, is_free = is_labelled(config) and s.guidance != 0, is_guided(s)
 
   def values() -> PyTree:
     params = classifier.params if classifier else {}
     return {"guidance": s.guidance, "classifier_scale": s.classifier_scale, "classifier": params}
 
   def wrap(denoise: Denoiser, given: PyTree) -> Denoiser:
-    plain = denoise if s.guidance and is_labelled(config) else guidance.unlabelled(denoise)
-    steered = _classifier_free(s, denoise, given["guidance"], schedule) if is_guided(s) else plain
+    plain = denoise if has_label else guidance.unlabelled(denoise)
+    steered = _classifier_free(s, denoise, given["guidance"], schedule) if is_free else plain
     if classifier:
       steered = _classified(classifier, steered, given, schedule)
     if steered is not plain and tuple(s.guidance_interval) != ALWAYS:

@@ -1,6 +1,7 @@
 """Tiny configs for tests: the real ones, with a network and a run that take seconds."""
 
 import jax
+import numpy as np
 import optax
 
 from jaxdiff import configuration, tasks
@@ -20,6 +21,13 @@ def made(c, tx=None):
   task = tasks.make(c, tx or optax.sgd(1.0))
   fast = jax.jit(lambda: tasks.initial_state(c, task), compiler_options={"xla_backend_optimization_level": 0})
   return task, fast()
+
+
+def woken(state):
+  """A fresh DiT says nothing and a fresh classifier little, as their branches end in zeros; moved, all parameters count."""
+  rng = np.random.default_rng(9)
+  moved = lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32)
+  return state.replace(params=jax.tree.map(moved, state.params))
 
 
 def arguments(name="dit"):

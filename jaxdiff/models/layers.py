@@ -61,6 +61,33 @@ def attend(q: Array, k: Array, v: Array, implementation: str = "auto") -> Array:
   return jax.nn.dot_product_attention(q, k, v, implementation=ATTENTION[implementation])
 
 
+@jax.custom_vjp
+def convolve(x: Array, kernel: Array) -> Array:
+  """The convolution of stride 1 that keeps the feature map's size: zeros around, an odd kernel, a gradient of its own.
+
+  The gradient of x is written as the convolution with the kernel turned by 180 degrees, channels exchanged: the same
+  numbers as JAX's own rule, whose form XLA:CPU runs 14 times slower inside a loop, where a classifier's gradient is taken.
+
+  Shapes: x: [B,H,W,C]; kernel: [k,k,C,D], k odd.  Returns [B,H,W,D].
+  """
+  around = [(size // 2, size // 2) for size in kernel.shape[:2]]
+  return jax.lax.conv_general_dilated(x, kernel, (1, 1), around, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _convolve_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+  return convolve(x, kernel), (x, kernel)
+
+
+def _convolve_backward(kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
+  x, kernel = kept
+  of_x = convolve(slope, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+  (of_kernel,) = jax.linear_transpose(lambda kernel: convolve.fun(x, kernel), kernel)(slope)
+  return of_x, of_kernel
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
 def frequencies(t: Array, dim: int, max_period: float = 10_000.0) -> Array:
   """(cos(w_i t), sin(w_i t)) with w_i = max_period^(-i / (dim / 2)), i = 0 .. dim/2 - 1.
 

@@ -60,8 +60,21 @@ def conv(
 ) -> nn.Conv:
   """A convolution with bias that keeps the feature map's size (divided by the stride)."""
   return nn.Conv(
-    features, (size, size), (stride, stride), padding=size // 2, kernel_init=init, dtype=dtype, name=name
+    features,
+    (size, size),
+    (stride, stride),
+    padding=size // 2,
+    kernel_init=init,
+    dtype=dtype,
+    conv_general_dilated=_convolve if stride == 1 else None,
+    name=name,
   )
+
+
+def _convolve(x: Array, kernel: Array, strides: Any, padding: Any, **of_other_convolutions: Any) -> Array:
+  """layers.convolve as flax calls a convolution."""
+  del strides, padding, of_other_convolutions
+  return layers.convolve(x, kernel)
 
 
 def halve(x: Array) -> Array:

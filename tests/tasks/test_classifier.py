@@ -19,14 +19,7 @@ Z = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
 def made():
   config = small.config("classifier", "model.dropout=0")
   task, state = small.made(config)
-  return config, task, woken(state)
-
-
-def woken(state):
-  """A fresh network's residual branches end in zeros; with these parameters all of it has a say."""
-  draw = np.random.default_rng(9)
-  moved = lambda p: p + 0.1 * draw.standard_normal(p.shape, np.float32)
-  return state.replace(params=jax.tree.map(moved, state.params))
+  return config, task, small.woken(state)
 
 
 def batch_of(index, label=None):
@@ -84,7 +77,7 @@ def test_top_k_counts_labels_among_the_k_likeliest_and_ties_against(k, wanted):
 def test_dropout_acts_in_training_alone():
   config = small.config("classifier", "model.dropout=0.5")
   task, state = small.made(config)
-  state, dry = woken(state), tasks.make(small.config("classifier", "model.dropout=0"), SGD)
+  state, dry = small.woken(state), tasks.make(small.config("classifier", "model.dropout=0"), SGD)
   run = lambda task: float(jax.jit(task.loss)(state.params, state, batch_of(range(8)), jax.random.key(0))[0])
   assert run(task) != run(dry)
   log_probs = jax.jit(classifier.make_log_probs(config))
@@ -129,7 +122,7 @@ def test_at_both_ends_of_another_schedule_it_stays_finite(made):
 
 def test_half_precision_gives_gradients_in_single():
   config = small.config("classifier", "model.dtype=bfloat16")
-  state = woken(small.made(config)[1])
+  state = small.woken(small.made(config)[1])
   t = jnp.full((2,), 0.3)
 
   def slope(config):
