@@ -9,7 +9,8 @@ import pytest
 
 from jaxdiff import checkpoints, classifiers, configuration, draw, optim, sample, steering
 from jaxdiff.errors import UserError
-from jaxdiff.types import NULL_LABEL, Prediction
+from jaxdiff.tasks import process
+from jaxdiff.types import NULL_LABEL, Cond, Prediction
 from tests import small
 
 UNLABELLED = ("diffusion.label_dropout=1.0", "sample.guidance=0")
@@ -51,20 +52,28 @@ def drawn(config, state=None):
 
 
 def test_without_labels_a_label_changes_nothing():
-  for overrides in (UNLABELLED, ("sample.guidance=0",)):
+  for overrides in (UNLABELLED, ("sample.guidance=0",), ("diffusion.label_dropout=1.0", "sample.guidance=1")):
     config = small.config("dit", *overrides)
-    task, state = small.made(config)
-    config.sample.ema = False
-    draws = draw.make_draw(config, task, lambda rows: rows)
-    state = small.woken(state)
-    assert (draws(state, INDEX, LABEL) == draws(state, INDEX, LABEL[::-1])).all()
+    seen = []
+
+    def watched(z, t, cond, seen=seen):
+      seen.append(cond.label)
+      return Prediction(z, z)
+
+    steer = steering.make(config, process.build_schedule(config.diffusion))
+    steer.wrap(watched, steer.values())(jnp.zeros((4, 8, 8, 1)), jnp.ones(4), Cond(jnp.asarray(LABEL)))
+    assert len(seen) == 1 and seen[0].tolist() == [NULL_LABEL] * 4
     assert (sample.labels(config, 3) == NULL_LABEL).all()
 
 
+@pytest.fixture(scope="module")
+def plain():
+  return drawn(small.config("dit", *UNLABELLED))
+
+
 @pytest.mark.parametrize("kind", ["noised", "clean"])
-def test_a_classifier_steers_towards_the_label_and_not_at_scale_zero(folders, kind):
+def test_a_classifier_steers_and_not_at_scale_zero(folders, kind, plain):
   name = f"sample.classifier={folders[kind]}"
-  plain = drawn(small.config("dit", *UNLABELLED))
   off = drawn(small.config("dit", *UNLABELLED, name, "sample.classifier_scale=0"))
   steered = drawn(small.config("dit", *UNLABELLED, name, "sample.classifier_scale=30"))
   assert (off == plain).all()
@@ -82,11 +91,13 @@ def test_a_classifier_sees_what_it_was_trained_on(folders, kind, sees_x):
 def test_steering_raises_the_labels_probability_more_at_a_larger_scale(folders):
   """By the classifier itself, of images as they are drawn."""
   name = f"sample.classifier={folders['noised']}"
-  config = small.config("dit", *UNLABELLED, name)
-  judge = classifiers.load(config)
-  found = []
-  for scale in (0, 5, 50):
-    images = drawn(small.config("dit", *UNLABELLED, name, f"sample.classifier_scale={scale}"))
+  config = small.config("dit", *UNLABELLED, name, "sample.ema=False")
+  judge, found = classifiers.load(config), []
+  task, state = small.made(config)
+  draws = draw.make_draw(config, task, lambda rows: rows)
+  for scale in (0.0, 5.0, 50.0):
+    config.sample.classifier_scale = scale
+    images = draws(small.woken(state), INDEX, LABEL)
     z = jnp.asarray(images, jnp.float32) / 127.5 - 1
     found.append(float(judge.log_prob(judge.params, z, jnp.zeros(4), jnp.asarray(LABEL)).mean()))
   assert found[0] < found[1] < found[2]
@@ -146,10 +157,9 @@ def module(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("sees", ["auto", "x"])
-def test_a_function_of_the_users_steers(module, sees):
+def test_a_function_of_the_users_steers(module, sees, plain):
   spec = (f"sample.classifier={module}:bright", f"sample.classifier_sees={sees}")
   strong = drawn(small.config("dit", *UNLABELLED, *spec, "sample.classifier_scale=300"))
-  plain = drawn(small.config("dit", *UNLABELLED))
   assert (strong.mean(axis=(1, 2, 3)) > plain.mean(axis=(1, 2, 3))).all()
 
 
