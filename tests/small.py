@@ -2,9 +2,8 @@
 
 import jax
 import numpy as np
-import optax
 
-from jaxdiff import configuration, tasks
+from jaxdiff import configuration, optim, tasks
 
 
 def config(name="dit", *overrides):
@@ -16,9 +15,9 @@ def config(name="dit", *overrides):
   return c
 
 
-def made(c, tx=None):
-  """(task, initial state), compiled without optimisation: a UNet drawn operation by operation takes half a minute."""
-  task = tasks.make(c, tx or optax.sgd(1.0))
+def made(c):
+  """(task, initial state) with the config's optimizer, compiled without optimisation: a UNet drawn operation by operation takes half a minute."""
+  task = tasks.make(c, optim.make_optimizer(c.optim, c.train.steps))
   fast = jax.jit(lambda: tasks.initial_state(c, task), compiler_options={"xla_backend_optimization_level": 0})
   return task, fast()
 

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import draw, optim, sample, tasks
+from jaxdiff import draw, sample, tasks
 from jaxdiff.data import decode
 from jaxdiff.errors import UserError
 from jaxdiff.types import NULL_LABEL
@@ -11,8 +11,7 @@ from tests import small
 
 def made(*overrides):
   config = small.config("dit", *overrides)
-  task = tasks.make(config, optim.make_optimizer(config.optim, 6))
-  return config, task, tasks.initial_state(config, task)
+  return config, *small.made(config)
 
 
 def test_labels_are_balanced_or_as_asked_for():

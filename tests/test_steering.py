@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdiff import checkpoints, classifiers, configuration, draw, optim, sample, steering
+from jaxdiff import checkpoints, classifiers, configuration, draw, sample, steering
 from jaxdiff.errors import UserError
 from jaxdiff.tasks import process
 from jaxdiff.types import NULL_LABEL, Cond, Prediction
@@ -20,7 +20,7 @@ INDEX, LABEL = np.arange(4), np.arange(4)
 def run_of(folder, name, *overrides):
   """A workdir with a checkpoint of a run that took no step, its EMA woken as its parameters are."""
   c = small.config(name, *overrides)
-  _, state = small.made(c, optim.make_optimizer(c.optim, c.train.steps))
+  _, state = small.made(c)
   state = small.woken(state)
   state = state.replace(opt_state=optax.tree.set(state.opt_state, ema_params=state.params))
   checkpoints.prepare_workdir(folder)

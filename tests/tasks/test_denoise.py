@@ -36,8 +36,7 @@ def test_a_dropped_label_depends_on_key_and_index_alone():
 @pytest.fixture(scope="module")
 def made():
   config = small.config("dit")
-  task = tasks.make(config, optim.make_optimizer(config.optim, config.train.steps))
-  return config, task, tasks.initial_state(config, task)
+  return config, *small.made(config)
 
 
 def batch_of(index):
@@ -73,10 +72,10 @@ def test_the_denoiser_explains_z(made):
 
 
 def test_the_initial_state_is_a_function_of_the_seed(made):
-  config, task, state = made
-  again = tasks.initial_state(config, task)
+  config, _, state = made
+  _, again = small.made(config)
   assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), state.params, again.params))
-  other = tasks.initial_state(small.config("dit", "seed=1"), task)
+  _, other = small.made(small.config("dit", "seed=1"))
   assert not jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), state.params, other.params))
 
 
@@ -112,8 +111,7 @@ HYBRID = ("model.learn_sigma=true", "diffusion.schedule=linear")
 def test_the_hybrid_loss_teaches_the_variance_alone_by_the_bound(steps):
   density = f"diffusion.time_density=uniform_discrete(num_steps={steps})"
   config = small.config("dit", *HYBRID, density, "diffusion.vlb_weight=1.0")
-  task = tasks.make(config, optim.make_optimizer(config.optim, 1))
-  state = tasks.initial_state(config, task)
+  task, state = small.made(config)
   batch, key = batch_of(range(64)), jax.random.key(0)
 
   @jax.jit
@@ -134,8 +132,7 @@ def test_the_hybrid_loss_teaches_the_variance_alone_by_the_bound(steps):
 
 def test_a_learned_variance_reaches_the_sampler():
   config = small.config("dit", *HYBRID, "diffusion.time_density=uniform_discrete")
-  task = tasks.make(config, optim.make_optimizer(config.optim, 1))
-  state = tasks.initial_state(config, task)
+  task, state = small.made(config)
   z = jnp.zeros((2, 8, 8, 1))
   denoiser = jax.jit(task.denoiser(state.params, state))
   prediction = denoiser(z, jnp.full((2,), 0.5), Cond(jnp.zeros((2,), jnp.int32)))
@@ -176,10 +173,9 @@ def test_every_family_trains_and_draws(lines):
   from jaxdiff import draw
 
   config = small.config("dit", *(f"diffusion.{line}" for line in lines))
-  task = tasks.make(config, optim.make_optimizer(config.optim, 1))
-  state = tasks.initial_state(config, task)
-  loss, gradient = jax.value_and_grad(
-    lambda p: task.loss(p, state, batch_of(range(64)), jax.random.key(0))[0]
+  task, state = small.made(config)
+  loss, gradient = jax.jit(
+    jax.value_and_grad(lambda p: task.loss(p, state, batch_of(range(64)), jax.random.key(0))[0])
   )(state.params)
   assert jnp.isfinite(loss) and 0 < float(optax.tree.norm(gradient)) < 100
   images = draw.make_draw(config, task, lambda rows: rows)(state, np.arange(4), np.arange(4))
