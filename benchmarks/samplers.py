@@ -13,7 +13,6 @@ Writes samplers.md and images/samplers.png into --out.  Two CPU cores: about 25 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import tempfile
 from collections.abc import Callable
@@ -26,9 +25,9 @@ import matplotlib
 import numpy as np
 
 from benchmarks import digits
-from jaxdiff import checkpoints, configuration, optim, parallel, platform, tasks
+from jaxdiff import checkpoints, configuration, optim, parallel, platform, runs, steering
 from jaxdiff.data import pixels
-from jaxdiff.diffusion import guidance, samplers, schedules
+from jaxdiff.diffusion import samplers, schedules
 from jaxdiff.tasks import process
 from jaxdiff.types import Array, Cond, Denoiser, NoiseSchedule, Prediction, Sampler
 
@@ -214,22 +213,14 @@ def mixture(sizes: Sizes) -> tuple[Table, float, Table]:
 
 def load(workdir: Path, count: int) -> tuple[Any, Problem]:
   """(config, guided denoiser and start noise) of the newest checkpoint of a workdir."""
-  config = configuration.from_json((workdir / "config.json").read_text())
-  s = config.sample
-  task = tasks.make(config, optim.make_optimizer(config.optim, config.train.steps))
-  strategy = parallel.mesh(config.parallel, jax.device_count())
-  with contextlib.closing(checkpoints.open_for_reading(workdir)) as manager:
-    abstract = strategy.abstract(lambda: tasks.initial_state(config, task))
-    restored = checkpoints.restore(manager, abstract, set_aside=False)
-  if restored is None or task.denoiser is None:
+  config = configuration.of_run(workdir)
+  run = runs.restore(config, workdir, parallel.mesh(config.parallel, jax.device_count()))
+  if run.task.denoiser is None:
     raise SystemExit(f"there is no model that draws images in {str(workdir)!r}.")
-  state, _ = restored
-  schedule = process.build_schedule(config.diffusion)
-  denoise = task.denoiser(optim.ema_params(state) if s.ema else state.params, state)
-  if s.guidance != 1:
-    denoise = guidance.classifier_free(denoise, s.guidance)
-  threshold, arguments = configuration.parse_call(s.threshold, guidance.THRESHOLDS, "threshold")
-  denoise = guidance.THRESHOLDS[threshold](denoise, schedule, **arguments)
+  schedule, s = process.build_schedule(config.diffusion), config.sample
+  steer = steering.make(config, schedule)
+  denoise = run.task.denoiser(optim.ema_params(run.state) if s.ema else run.state.params, run.state)
+  denoise = steer.wrap(denoise, steer.values())
   shape = (count, config.data.image_size, config.data.image_size, config.data.channels)
   eps = jax.random.normal(jax.random.key(s.seed), shape)
   return config, Problem(schedule, denoise, eps, Cond(jnp.arange(count, dtype=jnp.int32) % 10))
