@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import checkpoints
+from jaxdiff import checkpoints, optim, tasks
 from jaxdiff.errors import UserError
 from tests import small
 
@@ -16,7 +16,7 @@ RUN = {"config": {"seed": 0, "sample": {"num": 1}}, "data": {"source": "toy"}, "
 
 def state_of(width=16, seed=0):
   config = small.config("dit", f"model.width={width}", f"seed={seed}")
-  return small.made(config)[1]
+  return tasks.initial_state(config, tasks.make(config, optim.make_optimizer(config.optim, 6)))
 
 
 @pytest.fixture(scope="module")
