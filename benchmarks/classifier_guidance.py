@@ -139,10 +139,9 @@ def plot(found: dict[str, list[dict[str, float]]], path: Path) -> None:
   right.axhline(next(iter(found.values()))[0]["median_distance_among_real"], color="#888888", linestyle=":")
   right.set(xlabel="scale", ylabel="distance to the nearest training image")
   right.set_title("dotted: between real digits", fontsize=9)
-  left.legend(fontsize=8)
+  left.legend(fontsize=8, loc="lower right")
   for axis in (left, right):
-    axis.set_xscale("symlog", linthresh=0.5)
-    axis.set_xticks([0, 0.5, 1, 2, 3, 5, 10], labels=["0", "0.5", "1", "2", "3", "5", "10"])
+    axis.set_xticks([0, 1, 2, 3, 5, 10])
     axis.grid(color="#e6e6e6")
   path.parent.mkdir(parents=True, exist_ok=True)
   write_atomically(path, lambda file: figure.savefig(file, format="png"))
