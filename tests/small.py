@@ -1,9 +1,12 @@
 """Tiny configs for tests: the real ones, with a network and a run that take seconds."""
 
+import contextlib
+
 import jax
+import numpy as np
 import optax
 
-from jaxdiff import configuration, tasks
+from jaxdiff import checkpoints, configuration, optim, tasks
 
 
 def config(name="dit", *overrides):
@@ -20,6 +23,23 @@ def made(c, tx=None):
   task = tasks.make(c, tx or optax.sgd(1.0))
   fast = jax.jit(lambda: tasks.initial_state(c, task), compiler_options={"xla_backend_optimization_level": 0})
   return task, fast()
+
+
+def run(workdir, name="dit", *overrides):
+  """Leaves a run of one checkpoint, step 6, in a workdir without training: parameters drawn at random.  Returns its config."""
+  c = config(name, *overrides)
+  _, state = made(c, optim.make_optimizer(c.optim, c.train.steps))
+  draw = np.random.default_rng(9)
+  moved = jax.tree.map(lambda p: p + 0.1 * draw.standard_normal(p.shape, np.float32), state.params)
+  state = state.replace(
+    step=np.int32(6), params=moved, opt_state=optax.tree.set(state.opt_state, ema_params=moved)
+  )
+  (workdir / "config.json").write_text(configuration.to_json(c))
+  record = {"config": c.to_dict(), "label_names": [str(i) for i in range(c.model.num_classes)], "data": {}}
+  with contextlib.closing(checkpoints.open_manager(workdir)) as manager:
+    checkpoints.save(manager, 6, state, record)
+    checkpoints.finish(manager)
+  return c
 
 
 def arguments(name="dit"):
