@@ -108,7 +108,7 @@ def _file(place: Path, start: int) -> Path:
 def _holds(file: Path, label: np.ndarray) -> bool:
   """Whether a file has the images of these labels, perhaps and more."""
   try:
-    with np.load(file, allow_pickle=False) as arrays:
+    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
       return np.array_equal(arrays["arr_1"][: len(label)], label) and len(arrays["arr_0"]) >= len(label)
   except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
     return False  # not there, or damaged: it is drawn

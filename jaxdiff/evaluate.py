@@ -5,6 +5,7 @@ The settings of one evaluation and its figures are a row of WORKDIR/evaluation.j
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,22 +19,19 @@ from jaxdiff import (
   drawn,
   features,
   figures,
-  gather,
   images,
   parallel,
   reference,
   report,
-  reporting,
   runs,
+  scorer,
+  show,
   steering,
 )
-from jaxdiff.draw import Draw
 from jaxdiff.errors import UserError, unknown
-from jaxdiff.features import Extractor, Seen
-from jaxdiff.gather import Gathered
+from jaxdiff.features import Extractor
 from jaxdiff.images import Images
-from jaxdiff.reference import Statistics
-from jaxdiff.scores.neighbours import NearCopies
+from jaxdiff.types import Task
 
 logger = logging.getLogger("jaxdiff")
 
@@ -47,17 +45,6 @@ SWEEPS: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 
 UNSAID = ("num", "batch_size")  # of config.sample: images do not depend on them
-# (images, what the extractor saw) -> a classifier's logits f32[n,K], or None
-Judge = Callable[[np.ndarray, Seen], np.ndarray | None]
-
-
-class Scorer(NamedTuple):
-  """What images are scored with."""
-
-  extractor: Extractor
-  judge: Judge
-  reference: Statistics
-  training: Statistics | None  # of the images trained on, to find copies of
 
 
 class Subject(NamedTuple):
@@ -66,15 +53,6 @@ class Subject(NamedTuple):
   settings: dict[str, Any]
   images: Images
   label_names: tuple[str, ...]
-
-
-class Scored(NamedTuple):
-  """What was found of a set of images."""
-
-  figures: dict[str, float]
-  per_class: dict[str, float]  # accuracy
-  found: Gathered
-  copies: NearCopies | None
 
 
 def run(config: Any, workdir: Path) -> None:
@@ -90,14 +68,17 @@ def run(config: Any, workdir: Path) -> None:
   if e.make_reference:
     return make_reference(config, extractor)
   restored = restore(config, workdir)
-  scorer = make_scorer(config, extractor, workdir)
+  scoring = scorer.make(config, extractor, workdir)
   for subject in subjects(config, workdir, restored):
     if jax.process_index():
       continue  # it has drawn its share; the first process scores
-    scored = score(scorer, subject.images)
-    said = subject.settings | of_scorer(config, scorer, subject.images)
-    report.add(workdir, said, scored.figures, scored.per_class)
+    scored = scorer.score(scoring, subject.images)
+    said = subject.settings | scorer.settings(config, scoring, subject.images)
+    rows = report.add(workdir, said, scored.figures, scored.per_class)
     logger.info("%s", report.line(scored.figures))
+    show.pictures(workdir, config.data, subject.images, subject.label_names, scored, scoring.training)
+    report.write(workdir, rows)
+    logger.info("Report: %s", workdir / report.PAGE)
   return None
 
 
@@ -139,42 +120,6 @@ def make_reference(config: Any, extractor: Extractor) -> None:
   logger.info("Wrote %s: %s of %d images (%s).", path, extractor.name, made.num, split)
 
 
-def make_scorer(config: Any, extractor: Extractor, workdir: Path) -> Scorer:
-  """The extractor, with what config.eval compares to and, where there is one, a classifier that tells classes."""
-  judge = make_judge(config, extractor)
-  compared = reference.of(config, extractor, workdir)
-  if compared.kept is not None:
-    figures.check_num(len(compared.kept), "the number of images compared with (config.eval.reference)")
-  return Scorer(extractor, judge, compared, training(config, extractor, compared, workdir))
-
-
-def make_judge(config: Any, extractor: Extractor) -> Judge:
-  """What tells the class of an image: config.eval.classifier, else the extractor if it is a classifier, else nothing."""
-  where = config.eval.classifier
-  if not where:
-    return (lambda images, seen: seen.logits) if extractor.kind == "classifier" else lambda images, seen: None
-  classifier = features.load(f"classifier:{where}", "config.eval.classifier")
-  classifier.check(images.shape(config.data))
-  return lambda images, seen: classifier.apply(images).logits
-
-
-def training(config: Any, extractor: Extractor, compared: Statistics, workdir: Path) -> Statistics | None:
-  """Statistics of the images trained on, to find copies of; None where only others are at hand."""
-  own = config.data.split
-  if not config.eval.reference:
-    is_same = reference.split(config) == own
-    return compared if is_same else reference.of_split(config, own, extractor, workdir)
-  try:
-    mark = reference.fingerprint(images.open_split(config.data, own), config.data)
-  except UserError as error:
-    logger.info("Copies of training images are not looked for: %s", error)
-    return None
-  if compared.data == mark:
-    return compared
-  logger.info("Copies of training images are not looked for: %s is of other images.", config.eval.reference)
-  return None
-
-
 def subjects(config: Any, workdir: Path, restored: runs.Run | None) -> Iterator[Subject]:
   """What is to be scored: the images given, or those that a run draws, for each value of a sweep."""
   e = config.eval
@@ -182,28 +127,42 @@ def subjects(config: Any, workdir: Path, restored: runs.Run | None) -> Iterator[
     found = images.given(config)
     yield Subject({"images": found.name}, found, ())
     return
-  config = config.copy_and_resolve_references()  # a sweep changes it
   strategy = local_mesh(config)
-  drawings: dict[tuple[Any, ...], Draw] = {}
-  for key, value in swept(e) or [("", None)]:
-    s = config.sample.copy_and_resolve_references()
-    if key:
-      config.sample[key] = value
-    draw.check(config)
-    kind = compiled_as(config.sample)
+  drawings: dict[tuple[Any, ...], Callable[..., np.ndarray]] = {}
+  for varied, desc in variants(config):
+    kind = compiled_as(varied.sample)
     if kind not in drawings:
-      drawings[kind] = draw.make_draw(config, restored.task, strategy.place_rows)
-    place = drawn.folder(workdir, config, restored.state)
-    desc = f"draw ({key}={value:g})" if key else "draw"
-    label = drawn.labels(config, e.num)
-    found = drawn.draw(place, drawings[kind], restored.state, label, config.sample.batch_size, desc)
-    yield Subject(settings(config, restored), found, restored.label_names)
-    config.sample.update(s)
+      drawings[kind] = make_draw(varied, restored.task, strategy)
+    place = drawn.folder(workdir, varied, restored.state)
+    drawing = functools.partial(drawings[kind], varied.sample)
+    label = drawn.labels(varied, e.num)
+    found = drawn.draw(place, drawing, restored.state, label, varied.sample.batch_size, desc)
+    yield Subject(settings(varied, restored), found, restored.label_names)
 
 
-def swept(e: Any) -> list[tuple[str, Any]]:
-  """Each key of config.sample to be changed, with its value."""
-  return [(SWEEPS[key][0], value) for key in SWEEPS if e[key] for value in values(key, e[key])]
+def variants(config: Any) -> list[tuple[Any, str]]:
+  """The config for each value of a sweep and its name, or as it is.  Raises UserError for one that cannot draw."""
+  found = []
+  for key, (swept, _) in SWEEPS.items():
+    for value in values(key, config.eval[key]):
+      varied = config.copy_and_resolve_references()
+      varied.sample[swept] = value
+      found.append((varied, f"draw, {swept} {value:g}"))
+  for varied, _ in found:
+    draw.check(varied)
+  return found or [(config, "draw")]
+
+
+def make_draw(config: Any, task: Task, strategy: parallel.Strategy) -> Callable[..., np.ndarray]:
+  """draw.make_draw's function with config.sample as one more argument: of it all counts that is not compiled in."""
+  own = config.copy_and_resolve_references()
+  drawing = draw.make_draw(own, task, strategy.place_rows)
+
+  def draw_with(s: Any, state: Any, index: np.ndarray, label: np.ndarray) -> np.ndarray:
+    own.sample.update(s)
+    return drawing(state, index, label)
+
+  return draw_with
 
 
 def compiled_as(s: Any) -> tuple[Any, ...]:
@@ -215,33 +174,6 @@ def settings(config: Any, restored: runs.Run) -> dict[str, Any]:
   """What drawn images are a function of, for people and to know a row of evaluation.json again."""
   drawn_with = {f"sample.{key}": value for key, value in config.sample.items() if key not in UNSAID}
   return {"step": int(restored.state.step), "labels": config.eval.labels, **drawn_with}
-
-
-def of_scorer(config: Any, scorer: Scorer, given: Images) -> dict[str, Any]:
-  """What figures depend on beside the images."""
-  return {
-    "num": given.num,
-    "features": scorer.extractor.name,
-    "extractor": scorer.extractor.fingerprint,
-    "resize": reference.resize(config.data, scorer.extractor),
-    "reference": scorer.reference.data,
-    "reference_num": scorer.reference.num,
-    "classifier": config.eval.classifier,
-  }
-
-
-def score(scorer: Scorer, given: Images) -> Scored:
-  """All figures of a set of images."""
-  scorer.extractor.check(given.shape)
-  with reporting.progress(given.num, desc="score") as bar:
-    found = gather.gather(given.batches(), given.num, scorer.extractor, scorer.judge, bar.update)
-  result = figures.score(found, scorer.reference)
-  if found.logits is not None and scorer.extractor.kind == "inception":
-    result |= figures.inception_score(found.logits)
-  copies = figures.near_copies(found, scorer.training) if scorer.training else None
-  if copies:
-    result["near_copies"] = copies.share
-  return Scored(result, figures.per_class(found.votes), found, copies)
 
 
 def local_mesh(config: Any) -> parallel.Strategy:
@@ -257,6 +189,7 @@ def restore(config: Any, workdir: Path) -> runs.Run | None:
     figures.check_num(images.given(config).num, "the number of images in config.eval.images")
     return None
   draw.check(config)
+  variants(config)
   found = runs.restore(config, workdir, local_mesh(config))
   if found.task.denoiser is None:
     raise UserError(

@@ -12,6 +12,7 @@ from jaxdiff.reference import Statistics
 from jaxdiff.scores import frechet, kernel, logits, neighbours
 from jaxdiff.scores.neighbours import NearCopies
 
+KID_SUBSETS = 100  # of 1,000 images, or as many as there are
 LEAST = 10  # images that all scores can be made of
 
 # name in evaluation.json -> what people call it
@@ -67,7 +68,7 @@ def near_copies(found: Gathered, training: Statistics) -> NearCopies:
 
 
 def _of_kept(real: np.ndarray, fake: np.ndarray) -> dict[str, Any]:
-  kid = kernel.kid(real, fake)
+  kid = kernel.kid(real, fake, subsets=KID_SUBSETS)
   manifold = neighbours.precision_recall(real, fake)
   balls = neighbours.density_coverage(real, fake)
   return {

@@ -6,11 +6,16 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxdiff import draw, drawn, evaluate, images, report
+from jaxdiff import draw, drawn, evaluate, figures, images, report
 from jaxdiff.main import main
 from tests import small
 
 FEW = ("--config.eval.features=pixels", "--config.data.split=train[:300]", "--config.eval.num=50")
+
+
+@pytest.fixture(autouse=True)
+def _few_subsets(monkeypatch):
+  monkeypatch.setattr(figures, "KID_SUBSETS", 5)
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +63,10 @@ def test_a_set_compared_with_itself_is_perfect(workdir):
   pixels = images.take(config.data, "train[:300]", np.arange(300))
   np.savez(workdir / "own.npz", pixels)
   for spec in ("data:train[:300]", f"{workdir}/own.npz"):
-    figures = score(workdir, f"--config.eval.images={spec}")[-1]["figures"]
-    assert abs(figures["frechet"]) < 1e-6 and figures["kid"] <= 1e-6
-    assert figures["precision"] == figures["recall"] == figures["coverage"] == figures["near_copies"] == 1
-    assert figures["density"] >= 1 and "accuracy" not in figures and "inception_score" not in figures
+    found = score(workdir, f"--config.eval.images={spec}")[-1]["figures"]
+    assert abs(found["frechet"]) < 1e-6 and found["kid"] <= 1e-6
+    assert found["precision"] == found["recall"] == found["coverage"] == found["near_copies"] == 1
+    assert found["density"] >= 1 and "accuracy" not in found and "inception_score" not in found
 
 
 def test_a_run_is_scored_and_its_settings_are_told(workdir, judge):
@@ -81,6 +86,8 @@ def test_a_run_is_scored_and_its_settings_are_told(workdir, judge):
   }
   assert row["figures"].keys() == wanted and row["figures"]["frechet"] > 1
   assert set(row["accuracy_per_class"]) == set("0123456789")
+  for name in ("report.html", "evaluation/grid.png", "evaluation/neighbours.png"):
+    assert (workdir / name).stat().st_size > 0
   drawn_images, labels = samples(workdir)
   assert len(drawn_images) == 50 and labels.tolist() == [i % 10 for i in range(50)]
   assert np.mean(list(row["accuracy_per_class"].values())) == pytest.approx(row["figures"]["accuracy"])

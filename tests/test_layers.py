@@ -32,7 +32,19 @@ LAYERS = {
   },
   2: {"tasks", "train_step", "summary", "weights", "onnx_model"},
   3: {"train", "sample", "draw", "steering", "classifiers", "runs", "previews", "accuracy"}
-  | {"evaluate", "features", "gather", "reference", "images", "drawn", "figures", "report"},
+  | {
+    "evaluate",
+    "features",
+    "gather",
+    "reference",
+    "images",
+    "drawn",
+    "figures",
+    "report",
+    "scorer",
+    "show",
+    "quick",
+  },
   4: {"main"},
 }
 LAYER_OF = {group: layer for layer, groups in LAYERS.items() for group in groups}
