@@ -42,12 +42,13 @@ endif
 INSTALLED = $(VENV)/.installed-$(ACCELERATOR)
 TESTABLE = $(VENV)/.installed-$(ACCELERATOR)-test
 
-.PHONY: help train sample test lint format install clean
+.PHONY: help train sample evaluate test lint format install clean
 
 help:
 	@echo 'make train    set up .venv for this machine (CPU, NVIDIA GPU or TPU) and train'
 	@echo '              CONFIG=configs/unet_cfg.py  ARGS="--config.train.steps=500"'
 	@echo 'make sample   draw images with a trained model          WORKDIR=checkpoints/dit_digits'
+	@echo 'make evaluate score a trained model                    WORKDIR=checkpoints/dit_digits'
 	@echo 'make test     set up, and run all tests                 PYTEST_ARGS="-k samplers"'
 	@echo 'make lint     ruff (lint and format) and mypy'
 	@echo 'make format   let ruff rewrite what make lint complains about'
@@ -61,6 +62,9 @@ train: $(INSTALLED)
 
 sample: $(INSTALLED)
 	$(RUN) --mode sample $(if $(WORKDIR),--workdir $(WORKDIR),--config $(CONFIG)) $(ARGS)
+
+evaluate: $(INSTALLED)
+	$(RUN) --mode evaluate $(if $(WORKDIR),--workdir $(WORKDIR),--config $(CONFIG)) $(ARGS)
 
 test: $(TESTABLE)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

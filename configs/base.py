@@ -99,6 +99,27 @@ def get_config() -> ConfigDict:
   c.sample.seed = 0
   c.sample.ema = True  # False draws with the raw parameters
 
+  c.eval = ConfigDict()  # --mode evaluate scores images, drawn as config.sample says: see docs/evaluation.md
+  c.eval.num = 10_000  # images drawn
+  c.eval.labels = (
+    "balanced"  # as config.sample.labels, all classes in turn by default | data: as often as in the data
+  )
+  # inception[:FILE] | classifier:WORKDIR (of a run of configs/classifier_cfg.py) | onnx:FILE[?SCALING] | pixels (tests)
+  c.eval.features = "inception"
+  # scored instead of drawing: FILE.npz (arr_0, labels in arr_1) | a folder of images | data:SPLIT, as data:test
+  c.eval.images = ""
+  c.eval.reference = ""  # FILE.npz of statistics to compare with; empty: made of config.data.source
+  c.eval.reference_split = ""  # of config.data.source; empty: config.data.split, what was trained on
+  c.eval.make_reference = ""  # write these statistics to this FILE.npz and stop
+  c.eval.classifier = ""  # workdir of a classifier that tells classes; empty: that of features, if it is one
+  c.eval.sweep_guidance = (
+    ""  # one evaluation for each of these values of config.sample.guidance, as 1,1.5,2,3
+  )
+  c.eval.sweep_classifier_scale = ""  # the same of config.sample.classifier_scale
+  c.eval.sweep_steps = ""  # the same of config.sample.steps, as 5,10,20,50
+  c.eval.every = 0  # steps between quick evaluations while training; 0: none
+  c.eval.quick_num = 1000  # images of a quick evaluation
+
   c.prepare = ConfigDict()  # --mode prepare turns config.data.source into a TFDS ArrayRecord set
   c.prepare.out = "~/tensorflow_datasets"  # folder of TFDS sets
   c.prepare.name = "my_set"  # the set's name there: a-z, 0-9 and _

@@ -113,12 +113,12 @@ def latest_run(manager: Manager) -> dict[str, Any] | None:
 def check_same_run(manager: Manager, run: dict[str, Any], allow_change: bool) -> None:
   """Raises UserError when the newest checkpoint was made with another config or other data, naming what differs.
 
-  config.sample may differ: it draws images, it does not train.  With allow_change a difference is only told.
+  config.sample and config.eval may differ: they draw and score images, they do not train.  With allow_change a difference is only told.
   """
   saved = latest_run(manager)
   if saved is None:
     return
-  changed = configuration.differences(saved["config"], run["config"], ignore=("sample",))
+  changed = configuration.differences(saved["config"], run["config"], ignore=configuration.AFTERWARDS)
   changed += [f"data {line}" for line in configuration.differences(saved["data"], run["data"])]
   if not changed:
     return

@@ -48,9 +48,8 @@ def load(config: Any) -> Classifier:
     function = _function(s.classifier)
     return Classifier(lambda params, z, t, label: function(z, t, label), {}, s.classifier_sees == "x")
   own = _read_config(s)
-  run = runs.restore(own, Path(s.classifier), parallel.mesh(own.parallel, 1, jax.devices()[:1]))
   # Through the host, so that they go wherever the rows to draw lie.
-  params = jax.tree.map(lambda a: jnp.asarray(np.asarray(a)), optim.ema_params(run.state))
+  params = jax.tree.map(jnp.asarray, read_params(own, Path(s.classifier)))
   sees_x = _is_clean(own) if s.classifier_sees == "auto" else s.classifier_sees == "x"
   foreign = None if sees_x or _same_schedule(own, config) else process.build_schedule(config.diffusion)
   log_probs = classifier.make_log_probs(own, noised_by=foreign)
@@ -69,13 +68,25 @@ def num_classes(config: Any) -> int:
   return _read_config(s).model.num_classes
 
 
-def _read_config(s: Any) -> Any:
-  own = configuration.of_run(Path(s.classifier))
+def read_config(workdir: Path, key: str) -> Any:
+  """The config of a classifier's run.  Raises UserError for another task's; key says where the workdir was given."""
+  own = configuration.of_run(workdir)
   if own.task != "classifier":
     raise UserError(
-      f"{s.classifier!r} (config.sample.classifier) holds a run of the task {own.task!r}, not of a classifier. Train one: "
+      f"{str(workdir)!r} ({key}) holds a run of the task {own.task!r}, not of a classifier. Train one: "
       "python -m jaxdiff.main --config configs/classifier_cfg.py"
     )
+  return own
+
+
+def read_params(own: Any, workdir: Path) -> PyTree:
+  """A classifier's averaged parameters, on the host.  Raises UserError where there is no checkpoint."""
+  run = runs.restore(own, workdir, parallel.mesh(own.parallel, 1, jax.local_devices()[:1]))
+  return jax.tree.map(np.asarray, optim.ema_params(run.state))
+
+
+def _read_config(s: Any) -> Any:
+  own = read_config(Path(s.classifier), "config.sample.classifier")
   if s.classifier_sees == "z" and _is_clean(own):
     raise UserError(
       f"{s.classifier!r} (config.sample.classifier) was trained on clean images alone and cannot be shown z. "

@@ -22,6 +22,9 @@ from jaxdiff.errors import UserError, unknown
 
 Built = TypeVar("Built")
 
+AFTERWARDS = ("sample", "eval")  # the sections that say what is done with a trained model
+BASE = Path(__file__).resolve().parent.parent / "configs" / "base.py"
+
 _TYPE_NAMES = {
   bool: "true or false",
   int: "a whole number",
@@ -42,17 +45,21 @@ def load(spec: str) -> ConfigDict:
     near = difflib.get_close_matches(path, map(str, Path("configs").glob("*_cfg.py")), n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UserError(f"there is no config file {path!r} (--config).{hint}")
+  return _get_config(file)(preset).lock()
+
+
+def _get_config(file: Path) -> Callable[..., ConfigDict]:
   root = str(file.resolve().parent.parent)  # so that a config file can say `from configs import base`
   if root not in sys.path:
     sys.path.insert(0, root)
   module_spec = importlib.util.spec_from_file_location(file.stem, file)
   if module_spec is None or module_spec.loader is None:
-    raise UserError(f"{path!r} (--config) is not a Python file.")
+    raise UserError(f"{str(file)!r} (--config) is not a Python file.")
   module = importlib.util.module_from_spec(module_spec)
   module_spec.loader.exec_module(module)
   if not hasattr(module, "get_config"):
-    raise UserError(f"{path!r} (--config) has no get_config(preset) function.")
-  return module.get_config(preset).lock()
+    raise UserError(f"{str(file)!r} (--config) has no get_config(preset) function.")
+  return module.get_config
 
 
 def override(config: ConfigDict, arguments: Iterable[str]) -> None:
@@ -121,11 +128,21 @@ def from_json(text: str) -> ConfigDict:
 
 
 def of_run(workdir: Path) -> ConfigDict:
-  """The config that a run keeps in its workdir.  Raises UserError where there is none."""
+  """The config that a run keeps in its workdir.  Raises UserError where there is none.
+
+  Keys of the sections that train nothing (AFTERWARDS), which the run's version did not have, get their defaults.
+  """
   saved = workdir / "config.json"
   if not saved.is_file():
     raise UserError(f"there is no run in {str(workdir)!r} (no config.json).")
-  return from_json(saved.read_text())
+  config = from_json(saved.read_text())
+  if BASE.is_file():
+    defaults = _get_config(BASE)()
+    config.unlock()
+    for section in AFTERWARDS:
+      saved_there = config[section].to_dict() if section in config else {}
+      config[section] = ConfigDict(defaults[section].to_dict() | saved_there)
+  return config.lock()
 
 
 def build(spec: str, functions: Mapping[str, Callable[..., Built]], kind: str) -> Built:

@@ -1,6 +1,6 @@
 """The command line: python -m jaxdiff.main --config configs/dit_cfg.py[:preset] [--config.key=value ...].
 
-Modes: train (default), sample, prepare.  A mistake of the user's is answered by one line and exit status 2.
+Modes: train (default), sample, evaluate, prepare.  A mistake of the user's is answered by one line and exit status 2.
 """
 
 from __future__ import annotations
@@ -51,6 +51,13 @@ def _sample(config: Any, workdir: Path, flags: argparse.Namespace) -> None:
   sample.run(config, workdir)
 
 
+def _evaluate(config: Any, workdir: Path, flags: argparse.Namespace) -> None:
+  del flags
+  from jaxdiff.evaluation import evaluate
+
+  evaluate.run(config, workdir)
+
+
 def _prepare(config: Any, workdir: Path, flags: argparse.Namespace) -> None:
   del workdir, flags
   from jaxdiff.data import prepare
@@ -65,11 +72,12 @@ def _prepare(config: Any, workdir: Path, flags: argparse.Namespace) -> None:
 MODES: dict[str, Callable[[Any, Path, argparse.Namespace], None]] = {
   "train": _train,
   "sample": _sample,
+  "evaluate": _evaluate,
   "prepare": _prepare,
 }
 
 
-OF_A_RUN = ("sample",)  # modes that work on what a run has left
+OF_A_RUN = ("sample", "evaluate")  # modes that work on what a run has left
 
 
 def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -83,7 +91,7 @@ def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     "--config", metavar="FILE[:PRESET]", help="config file and preset, e.g. configs/dit_cfg.py:cifar10"
   )
   parser.add_argument("--workdir", metavar="DIR", help="where results lie; default checkpoints/<config name>")
-  parser.add_argument("--mode", default="train", help="train (default) | sample | prepare")
+  parser.add_argument("--mode", default="train", help="train (default) | sample | evaluate | prepare")
   parser.add_argument(
     "--allow_config_change", action="store_true", help="go on with a run although its config has changed"
   )

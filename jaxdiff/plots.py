@@ -1,4 +1,4 @@
-"""Plots of what a run measured: its loss, and a classifier's accuracy by noise level.
+"""Plots of what a run measured: its loss, a classifier's accuracy by noise level, scores of the images it draws.
 
 Figures of their own, not pyplot's: no global state, no display.
 """
@@ -75,6 +75,49 @@ def accuracy_by_noise(
   return np.asarray(Image.open(drawn).convert("RGB"))
 
 
+def figures(
+  points: Sequence[tuple[float, Mapping[str, float]]],
+  axis: str,
+  names: Mapping[str, str],
+  out_png: str | os.PathLike[str],
+) -> None:
+  """Draws scores of images over a setting: a panel for distances, one for shares, one for accuracy against distance.
+
+  points: (the setting's value, scores by name), in order; names: what people call a score.
+  """
+  import matplotlib
+  from matplotlib.figure import Figure
+
+  panels = [[name for name in panel if any(name in found for _, found in points)] for panel in _SCORES]
+  panels = [panel for panel in panels if panel]
+  pair = ("frechet", "accuracy")
+  both = [(value, found[pair[0]], found[pair[1]]) for value, found in points if all(n in found for n in pair)]
+  with matplotlib.rc_context(_STYLE):
+    count = len(panels) + (len(both) > 1)
+    figure = Figure(figsize=(4.6 * count, 3.6), dpi=120, layout="constrained")
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    for panel, place in zip(panels, axes, strict=False):
+      for name, color in zip(panel, _COLORS, strict=False):
+        x, y = zip(*[(value, found[name]) for value, found in points if name in found], strict=True)
+        place.plot(x, y, color=color, marker="o", markersize=4, label=names[name])
+      place.set_xlabel(axis)
+      place.legend(frameon=True, framealpha=0.9, edgecolor="none")
+    if len(both) > 1:
+      _against(axes[-1], both, axis)
+    write_atomically(out_png, lambda file: figure.savefig(file, format="png"))
+
+
+def _against(place: Any, both: Sequence[tuple[float, float, float]], axis: str) -> None:
+  """Accuracy against distance, the setting's value beside each point."""
+  _, distance, accuracy = zip(*both, strict=True)
+  place.plot(distance, np.array(accuracy) * 100, color=_BLUE, marker="o", markersize=4)
+  for value, x, y in both:
+    place.annotate(f"{value:g}", (x, y * 100), textcoords="offset points", xytext=(5, 4), fontsize=8)
+  place.set(xlabel=f"Frechet distance, by {axis}", ylabel="class accuracy, %")
+
+
+_SCORES = (("frechet",), ("precision", "recall", "coverage", "accuracy"))
+_COLORS = ("#1f6fb4", "#c0392b", "#2e8b57", "#8e6bbf")
 _PANELS = (("grad_norm", "gradient norm"), ("learning_rate", "learning rate"))
 _BLUE, _RED = "#1f6fb4", "#c0392b"
 _STYLE: Any = {

@@ -87,8 +87,8 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None
         # Only steps that are over are read: the device has the newest one to do meanwhile.
         _report(window.collect(until=number - 1), log, bar, watch, manager, t.batch_size)
       with watch.paused():
-        if number == t.steps or (t.sample_every and number % t.sample_every == 0):
-          log.show(number, preview(strategy.fetch(state), number, is_last=number == t.steps))
+        if preview.due(number):
+          log.show(number, preview.show(strategy.fetch(state), number))
         if saves:
           position = {"examples": number * t.batch_size}
           checkpoints.save(manager, number, strategy.fetch(state), run | position)

@@ -1,9 +1,12 @@
 """Tiny configs for tests: the real ones, with a network and a run that take seconds."""
 
+import contextlib
+
 import jax
 import numpy as np
+import optax
 
-from jaxdiff import configuration, optim, tasks
+from jaxdiff import checkpoints, configuration, optim, tasks
 
 
 def config(name="dit", *overrides):
@@ -27,6 +30,20 @@ def woken(state):
   rng = np.random.default_rng(9)
   moved = lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32)
   return state.replace(params=jax.tree.map(moved, state.params))
+
+
+def run(workdir, name="dit", *overrides):
+  """Leaves a run of one checkpoint, step 6, in a workdir without training: parameters drawn at random.  Returns its config."""
+  c = config(name, *overrides)
+  state = woken(made(c)[1])
+  averaged = optax.tree.set(state.opt_state, ema_params=state.params)
+  state = state.replace(step=np.int32(6), opt_state=averaged)
+  (workdir / "config.json").write_text(configuration.to_json(c))
+  record = {"config": c.to_dict(), "label_names": [str(i) for i in range(c.model.num_classes)], "data": {}}
+  with contextlib.closing(checkpoints.open_manager(workdir)) as manager:
+    checkpoints.save(manager, 6, state, record)
+    checkpoints.finish(manager)
+  return c
 
 
 def arguments(name="dit"):

@@ -4,10 +4,9 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from jaxdiff import checkpoints, classifiers, configuration, draw, sample, steering
+from jaxdiff import classifiers, configuration, draw, sample, steering
 from jaxdiff.errors import UserError
 from jaxdiff.tasks import process
 from jaxdiff.types import NULL_LABEL, Cond, Prediction
@@ -17,31 +16,17 @@ UNLABELLED = ("diffusion.label_dropout=1.0", "sample.guidance=0")
 INDEX, LABEL = np.arange(4), np.arange(4)
 
 
-def run_of(folder, name, *overrides):
-  """A workdir with a checkpoint of a run that took no step, its EMA woken as its parameters are."""
-  c = small.config(name, *overrides)
-  _, state = small.made(c)
-  state = small.woken(state)
-  state = state.replace(opt_state=optax.tree.set(state.opt_state, ema_params=state.params))
-  checkpoints.prepare_workdir(folder)
-  (folder / "config.json").write_text(configuration.to_json(c))
-  manager = checkpoints.open_manager(folder)
-  record = {"config": c.to_dict(), "label_names": [str(i) for i in range(10)], "data": {}}
-  checkpoints.save(manager, 1, state, record)
-  checkpoints.finish(manager)
-  manager.close()
-  return folder
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
   """Classifiers of noised and of clean images, and a run that is none."""
   root = tmp_path_factory.mktemp("classifiers")
-  return {
-    "noised": run_of(root / "noised", "classifier"),
-    "clean": run_of(root / "clean", "classifier", "diffusion.time_density=clean"),
-    "images": run_of(root / "images", "dit"),
-  }
+  found = {name: root / name for name in ("noised", "clean", "images")}
+  for folder in found.values():
+    folder.mkdir()
+  small.run(found["noised"], "classifier")
+  small.run(found["clean"], "classifier", "diffusion.time_density=clean")
+  small.run(found["images"], "dit")
+  return found
 
 
 def drawn(config, state=None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,8 @@ from jaxdiff.types import (
 TOP = (1, 5)  # accuracies that are told: the share of labels that are among so many of the likeliest
 # (params, z, t) -> log p(label | z_t) for all labels, f32[B,num_classes]
 LogProbs = Callable[[PyTree, Array, Array], Array]
+# (params, image u8[B,H,W,C]) -> (what the last linear layer reads f32[B,D], logits f32[B,num_classes])
+Features = Callable[[PyTree, Array], tuple[Array, Array]]
 
 
 def make(config: Any, tx: optax.GradientTransformation) -> Task:
@@ -100,6 +103,23 @@ def make_log_probs(config: Any, noised_by: NoiseSchedule | None = None) -> LogPr
     return jax.nn.log_softmax(logits.astype(jnp.float32))
 
   return log_probs
+
+
+def make_features(config: Any) -> Features:
+  """What a trained classifier sees in images as they are, at t = 0: features and logits.
+
+  Compiled as one function, the network is run once: all but the last layer is common to both.
+  """
+  module = models.build(config.model, models.CLASSIFIERS)
+  schedule = processes.build_schedule(config.diffusion)
+
+  def features(params: PyTree, image: Array) -> tuple[Array, Array]:
+    x, t = pixels.to_signed(image), jnp.zeros((len(image),))
+    seen, told = unit_scale(x, schedule, t), schedule.model_time(t)
+    read = functools.partial(module.apply, {"params": params}, seen, told)
+    return read(features=True), read(features=False)
+
+  return features
 
 
 def unit_scale(z: Array, schedule: NoiseSchedule, t: Array) -> Array:

@@ -1,0 +1,1 @@
+"""How good images are: `--mode evaluate`, evaluations while a model is trained, and the report of both."""

@@ -1,0 +1,126 @@
+"""Images of a run to score: drawn in batches that are kept on disk, so that a killed evaluation draws each batch once.
+
+WORKDIR/evaluation/<what they are a function of>/<number of the first>.npz holds a batch of config.sample.batch_size images
+(arr_0, their labels in arr_1). Where several processes share the workdir each draws its own batches, on its own devices.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxdiff import optim, pictures, reporting, sample
+from jaxdiff.data.base import digest
+from jaxdiff.draw import Draw
+from jaxdiff.evaluation import images
+from jaxdiff.evaluation.gather import Batches
+from jaxdiff.evaluation.images import Images
+
+HEAD = 64  # numbers of each parameter that tell one checkpoint from another
+IRRELEVANT = ("num", "labels")  # of config.sample: labels are written beside their images
+
+
+def labels(config: Any, num: int) -> np.ndarray:
+  """The labels of the images to draw, as config.eval.labels says: i32[num], the first ones the same for any num.
+
+  "data" takes those of the reference's split in a fixed random order, again and again if there are too few.
+  """
+  if config.eval.labels == "balanced":
+    return sample.labels(config, num)
+  source = images.open_split(config.data, config.eval.reference_split or config.data.split)
+  rows = np.random.Generator(np.random.PCG64(0)).permutation(len(source))[:num]
+  parts = (source.take(part) for part in np.array_split(rows, 1 + len(rows) // images.BATCH))
+  return np.resize([example["label"] for part in parts for example in part], num).astype(np.int32)
+
+
+def folder(workdir: Path, config: Any, state: Any) -> Path:
+  """Where the images of a state drawn with these settings lie."""
+  s = config.sample.to_dict()
+  of_model = {key: config[key].to_dict() for key in ("model", "diffusion")}
+  how = {key: value for key, value in s.items() if key not in IRRELEVANT}
+  params = optim.ema_params(state) if config.sample.ema else state.params
+  heads = jax.jit(lambda leaves: [leaf.reshape(-1)[:HEAD] for leaf in leaves])(jax.tree.leaves(params))
+  versions = [_version(Path(s[key])) for key in ("image", "mask", "classifier") if s[key]]
+  what = (of_model, how, images.shape(config.data), versions, int(state.step))
+  return workdir / "evaluation" / digest(*map(_sorted, what), *map(np.asarray, heads))
+
+
+def draw(
+  place: Path, drawing: Draw, state: Any, label: np.ndarray, batch_size: int, desc: str = "draw"
+) -> Images:
+  """The images of these labels, drawn where they do not lie in the folder `place` yet.
+
+  Returns once all processes have drawn theirs.
+  """
+  devices, width = jax.local_device_count(), batch_size
+  width += -width % devices
+  starts = range(0, len(label), batch_size)[jax.process_index() :: jax.process_count()]
+  mine = sum(len(label[start : start + batch_size]) for start in starts)
+  with reporting.progress(mine, desc=desc, enabled=jax.process_index() == 0) as bar:
+    for start in starts:
+      here = label[start : start + batch_size]
+      if not _holds(_file(place, start), here):
+        index = np.arange(start, start + width)
+        drawn = drawing(state, index, np.resize(here, width))
+        pictures.save_npz(_file(place, start), drawn[: len(here)], here)
+      bar.update(len(here))
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f"drawn {place.name}")
+  return of_folder(place, label, batch_size)
+
+
+def of_folder(place: Path, label: np.ndarray, batch_size: int) -> Images:
+  """Images that `draw` has left."""
+
+  def batches() -> Batches:
+    for start in range(0, len(label), batch_size):
+      here = label[start : start + batch_size]
+      with np.load(_file(place, start), allow_pickle=False) as file:
+        yield file["arr_0"][: len(here)], here
+
+  with np.load(_file(place, 0), allow_pickle=False) as file:
+    height, width, channels = file["arr_0"].shape[1:]
+  return Images("drawn", len(label), (height, width, channels), batches)
+
+
+def in_memory(drawing: Draw, state: Any, label: np.ndarray, batch_size: int) -> Callable[[], Batches]:
+  """The same batches drawn each time they are gone through, and not kept."""
+
+  def batches() -> Batches:
+    start = 0
+    for drawn in sample.draw_all(drawing, state, label, batch_size):
+      yield drawn, label[start : start + len(drawn)]
+      start += len(drawn)
+
+  return batches
+
+
+def _file(place: Path, start: int) -> Path:
+  return place / f"{start:08d}.npz"
+
+
+def _holds(file: Path, label: np.ndarray) -> bool:
+  """Whether a file has the images of these labels, perhaps and more."""
+  try:
+    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+      return np.array_equal(arrays["arr_1"][: len(label)], label) and len(arrays["arr_0"]) >= len(label)
+  except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+    return False  # not there, or damaged: it is drawn
+
+
+def _version(path: Path) -> int:
+  """What changes when a file, or the newest checkpoint of a workdir, does."""
+  inside = path / "checkpoints"
+  found = inside if inside.is_dir() else path
+  return found.stat().st_mtime_ns if found.exists() else 0
+
+
+def _sorted(value: Any) -> Any:
+  return sorted(value.items()) if isinstance(value, dict) else value
