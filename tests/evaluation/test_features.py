@@ -22,7 +22,7 @@ def test_a_classifier_gives_what_its_last_layer_reads_and_its_logits_whatever_th
   workdir, config = judge
   extractor = features.load(f"classifier:{workdir}")
   seen = extractor.apply(IMAGES)
-  assert seen.features.shape == (300, 16) and seen.logits.shape == (300, 10)
+  assert seen.features.shape == (300, 8) and seen.logits.shape == (300, 10)
   few = extractor.apply(IMAGES[:5])
   np.testing.assert_allclose(few.features, seen.features[:5], atol=1e-5)
   own, params = config, features.classifiers.read_params(config, workdir)
