@@ -36,7 +36,7 @@ def check(config: Any) -> None:
   if not s.classifier:
     return
   if Path(s.classifier).is_dir():
-    _check_fits(_read_config(s), config)
+    _check_fits(_steering_config(s), config)
   else:
     _try(_function(s.classifier), config)
 
@@ -47,7 +47,7 @@ def load(config: Any) -> Classifier:
   if not Path(s.classifier).is_dir():
     function = _function(s.classifier)
     return Classifier(lambda params, z, t, label: function(z, t, label), {}, s.classifier_sees == "x")
-  own = _read_config(s)
+  own = _steering_config(s)
   # Through the host, so that they go wherever the rows to draw lie.
   params = jax.tree.map(jnp.asarray, read_params(own, Path(s.classifier)))
   sees_x = _is_clean(own) if s.classifier_sees == "auto" else s.classifier_sees == "x"
@@ -65,7 +65,7 @@ def num_classes(config: Any) -> int:
   s = config.sample
   if config.model.num_classes or not Path(s.classifier or " ").is_dir():
     return config.model.num_classes
-  return _read_config(s).model.num_classes
+  return _steering_config(s).model.num_classes
 
 
 def read_config(workdir: Path, key: str) -> Any:
@@ -85,7 +85,7 @@ def read_params(own: Any, workdir: Path) -> PyTree:
   return jax.tree.map(np.asarray, optim.ema_params(run.state))
 
 
-def _read_config(s: Any) -> Any:
+def _steering_config(s: Any) -> Any:
   own = read_config(Path(s.classifier), "config.sample.classifier")
   if s.classifier_sees == "z" and _is_clean(own):
     raise UserError(
