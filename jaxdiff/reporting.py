@@ -196,9 +196,13 @@ class Log:
 
   def image(self, step: int, name: str, image: np.ndarray) -> None:
     """Adds a u8[H,W,3] picture to TensorBoard."""
-    if self._events is not None:
+    if self._events is None:
+      return
+    try:
       self._events.add_image(name, np.asarray(image), step, dataformats="HWC")
       self._events.flush()
+    except OSError as error:
+      raise unwritable(self._path, error) from error
 
   def show(self, step: int, shown: Shown) -> None:
     """Adds pictures and numbers."""
@@ -208,18 +212,26 @@ class Log:
       self.scalars(step, shown.numbers)
 
   def close(self) -> None:
-    """Flushes and closes; more than once is fine."""
-    if self._lines is not None:
-      self._lines.close()
-    if self._events is not None:
-      self._events.close()
+    """Flushes and closes; more than once is fine.  Raises UserError where what is left cannot be written."""
+    lines, events = self._lines, self._events
     self._lines = self._events = None
+    try:
+      if lines is not None:
+        lines.close()
+      if events is not None:
+        events.close()
+    except OSError as error:
+      raise unwritable(self._path, error) from error
 
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(self, *exc_info: object) -> None:
-    self.close()
+  def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    try:
+      self.close()
+    except UserError:
+      if error is None:  # otherwise what went wrong first says more
+        raise
 
 
 def open_log(workdir: str | os.PathLike[str], *, resume_step: int = 0, enabled: bool = True) -> Log:

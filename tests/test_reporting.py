@@ -167,3 +167,20 @@ def test_disabled_progress_is_silent(monkeypatch, fresh_logger, stream):
     bar.show(loss=1.0)
     bar.update(10)
   assert not sys.stderr.getvalue()
+
+
+def test_a_log_that_cannot_be_finished_is_told_but_never_instead_of_what_went_wrong_before(
+  tmp_path, monkeypatch
+):
+  def full():
+    raise OSError(28, "No space left on device")
+
+  def spoilt():
+    log = reporting.open_log(tmp_path)
+    monkeypatch.setattr(log._events, "close", full)
+    return log
+
+  with pytest.raises(UserError, match="No space left"), spoilt():
+    pass
+  with pytest.raises(ValueError, match="the first"), spoilt():
+    raise ValueError("the first")
