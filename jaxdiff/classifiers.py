@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxdiff import configuration, optim, parallel, runs
+from jaxdiff import configuration, runs
 from jaxdiff.errors import UserError, unknown
 from jaxdiff.tasks import classifier, process
 from jaxdiff.types import Array, PyTree
@@ -49,7 +48,7 @@ def load(config: Any) -> Classifier:
     return Classifier(lambda params, z, t, label: function(z, t, label), {}, s.classifier_sees == "x")
   own = _steering_config(s)
   # Through the host, so that they go wherever the rows to draw lie.
-  params = jax.tree.map(jnp.asarray, read_params(own, Path(s.classifier)))
+  params = jax.tree.map(jnp.asarray, runs.averaged_params(own, Path(s.classifier)))
   sees_x = _is_clean(own) if s.classifier_sees == "auto" else s.classifier_sees == "x"
   foreign = None if sees_x or _same_schedule(own, config) else process.build_schedule(config.diffusion)
   log_probs = classifier.make_log_probs(own, noised_by=foreign)
@@ -77,12 +76,6 @@ def read_config(workdir: Path, key: str) -> Any:
       "python -m jaxdiff.main --config configs/classifier_cfg.py"
     )
   return own
-
-
-def read_params(own: Any, workdir: Path) -> PyTree:
-  """A classifier's averaged parameters, on the host.  Raises UserError where there is no checkpoint."""
-  run = runs.restore(own, workdir, parallel.mesh(own.parallel, 1, jax.local_devices()[:1]))
-  return jax.tree.map(np.asarray, optim.ema_params(run.state))
 
 
 def _steering_config(s: Any) -> Any:

@@ -23,10 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
   """Runs one command; returns the exit status: 0 done, 2 a mistake of the user's, 130 stopped by a second Ctrl-C."""
   reporting.setup_logging()
   try:
-    flags, overrides = _parse(arguments)
+    flags = _parse(arguments)
     if flags.mode not in MODES:
       raise unknown("mode", flags.mode, MODES)
-    config, workdir = _resolve(flags, overrides)
+    config, workdir = _resolve(flags)
     platform.configure(cache_dir=_cache_dir())
     MODES[flags.mode](config, workdir, flags)
   except UserError as error:
@@ -39,8 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train(config: Any, workdir: Path, flags: argparse.Namespace) -> None:
-  from jaxdiff import train
+  from jaxdiff import starts, train
 
+  starts.inherit(config, flags.overrides)
   train.train(config, workdir, flags.allow_config_change)
 
 
@@ -80,7 +81,8 @@ MODES: dict[str, Callable[[Any, Path, argparse.Namespace], None]] = {
 OF_A_RUN = ("sample", "evaluate")  # modes that work on what a run has left
 
 
-def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+  """The command line; `overrides` are the arguments that change the config."""
   parser = argparse.ArgumentParser(
     prog="python -m jaxdiff.main",
     description="Train diffusion models and draw images with them.",
@@ -95,10 +97,12 @@ def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
   parser.add_argument(
     "--allow_config_change", action="store_true", help="go on with a run although its config has changed"
   )
-  return parser.parse_known_args(arguments)
+  flags, overrides = parser.parse_known_args(arguments)
+  flags.overrides = overrides
+  return flags
 
 
-def _resolve(flags: argparse.Namespace, overrides: list[str]) -> tuple[Any, Path]:
+def _resolve(flags: argparse.Namespace) -> tuple[Any, Path]:
   """The config with the overrides applied, and the workdir.
 
   Training reads the config file; what is done with a trained model reads the config that the workdir keeps.
@@ -112,7 +116,7 @@ def _resolve(flags: argparse.Namespace, overrides: list[str]) -> tuple[Any, Path
     raise UserError("give a config, as in --config configs/dit_cfg.py, or the --workdir of an earlier run.")
   if config is None or (flags.mode in OF_A_RUN and (workdir / "config.json").is_file()):
     config = configuration.of_run(workdir)
-  configuration.override(config, overrides)
+  configuration.override(config, flags.overrides)
   return config, workdir
 
 

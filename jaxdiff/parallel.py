@@ -19,8 +19,8 @@ from jaxdiff.types import PyTree
 class Strategy(NamedTuple):
   """What the loop needs of a strategy."""
 
-  # (() -> state), to the state on its devices
-  init: Callable[[Callable[[], PyTree]], PyTree]
+  # (make, *given): make(*given), a state, on its devices
+  init: Callable[..., PyTree]
   # (() -> state), to the shapes, dtypes and places to restore to
   abstract: Callable[[Callable[[], PyTree]], PyTree]
   # a restored state to its devices
@@ -51,8 +51,8 @@ def mesh(config: Any, batch_size: int, devices: Sequence[jax.Device] | None = No
   grid = Mesh(np.asarray(devices).reshape(-1, config.fsdp), ("data", "fsdp"))
   split = NamedSharding(grid, P(("data", "fsdp")))
 
-  def init(make: Callable[[], PyTree]) -> PyTree:
-    return _run_once(make, out_shardings=_state_shardings(grid, jax.eval_shape(make)))
+  def init(make: Callable[..., PyTree], *given: PyTree) -> PyTree:
+    return _run_once(make, *given, out_shardings=_state_shardings(grid, jax.eval_shape(make, *given)))
 
   def abstract(make: Callable[[], PyTree]) -> PyTree:
     shapes = jax.eval_shape(make)
@@ -92,7 +92,7 @@ def pmap(config: Any, batch_size: int, devices: Sequence[jax.Device] | None = No
     return mapped.lower(state, batch)
 
   return Strategy(
-    init=lambda make: place_state(_run_once(make)),
+    init=lambda make, *given: place_state(_run_once(make, *given)),
     abstract=lambda make: jax.tree.map(lambda a: _with_sharding(a, one_device), jax.eval_shape(make)),
     place_state=place_state,
     place_batch=place_batch,
@@ -125,10 +125,10 @@ def _state_shardings(grid: Mesh, state: PyTree) -> PyTree:
   return jax.tree.map(sharding, state)
 
 
-def _run_once(make: Callable[[], PyTree], out_shardings: PyTree = None) -> PyTree:
-  """make(), compiled.  On a CPU without optimisation: drawing parameters runs once, and compiling it well takes longer."""
+def _run_once(make: Callable[..., PyTree], *given: PyTree, out_shardings: PyTree = None) -> PyTree:
+  """make(*given), compiled.  On a CPU without optimisation: drawing parameters runs once, and compiling it well takes longer."""
   options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-  return jax.jit(make, out_shardings=out_shardings, compiler_options=options)()
+  return jax.jit(make, out_shardings=out_shardings, compiler_options=options)(*given)
 
 
 def _with_sharding(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

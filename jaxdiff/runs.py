@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
+
+import jax
+import numpy as np
 
 from jaxdiff import checkpoints, optim, parallel, tasks
 from jaxdiff.errors import UserError
-from jaxdiff.types import Task
+from jaxdiff.types import PyTree, Task
 
 
 class Run(NamedTuple):
@@ -35,3 +39,10 @@ def restore(config: Any, workdir: Path, strategy: parallel.Strategy) -> Run:
     raise UserError(f"there is no checkpoint in {str(workdir)!r}. Train first, or give another --workdir.")
   state, record = restored
   return Run(config, task, state, tuple(record["label_names"]))
+
+
+def averaged_params(config: Any, workdir: Path) -> PyTree:
+  """The averaged parameters of a run's newest checkpoint, on the host.  Raises UserError as `restore`."""
+  one_device = parallel.mesh(SimpleNamespace(fsdp=1), 1, jax.local_devices()[:1])
+  run = restore(config, workdir, one_device)
+  return jax.tree.map(np.asarray, optim.ema_params(run.state))

@@ -27,6 +27,7 @@ from jaxdiff import (
   previews,
   reporting,
   signals,
+  starts,
   summary,
   tasks,
 )
@@ -60,7 +61,7 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None
     checkpoints.check_same_run(manager, run, allow_config_change)
     make_state = functools.partial(tasks.initial_state, config, task)
     restored = checkpoints.restore(manager, strategy.abstract(make_state))
-    state = strategy.place_state(restored[0]) if restored else strategy.init(make_state)
+    state = strategy.place_state(restored[0]) if restored else starts.fresh_state(config, task, strategy)
     start = int(strategy.fetch(state.step))
     if start >= t.steps:
       logger.info("This run is complete: %d of %d steps (config.train.steps) in %s.", start, t.steps, workdir)

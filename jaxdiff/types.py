@@ -104,3 +104,5 @@ class Task(NamedTuple):
   loss: Callable[[PyTree, Any, Batch, Array], tuple[Array, Metrics]]  # (params, state, batch, key)
   denoiser: Callable[[PyTree, Any], Denoiser] | None  # (params, state) -> Denoiser, for sampling and scoring
   advance: Callable[[Any], Any]  # state -> state at the end of a stage
+  # (fresh state, a trained run's parameters) -> the state that starts from them; None: a task that starts from nothing
+  adopt: Callable[[Any, PyTree], Any] | None = None

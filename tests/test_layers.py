@@ -31,7 +31,18 @@ LAYERS = {
     "signals",
   },
   2: {"tasks", "train_step", "summary", "weights", "onnx_model"},
-  3: {"train", "sample", "draw", "steering", "classifiers", "runs", "previews", "accuracy", "evaluation"},
+  3: {
+    "train",
+    "sample",
+    "draw",
+    "steering",
+    "classifiers",
+    "runs",
+    "starts",
+    "previews",
+    "accuracy",
+    "evaluation",
+  },
   4: {"main"},
 }
 LAYER_OF = {group: layer for layer, groups in LAYERS.items() for group in groups}

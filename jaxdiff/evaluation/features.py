@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxdiff import classifiers, onnx_model, weights
+from jaxdiff import classifiers, onnx_model, runs, weights
 from jaxdiff.data.base import digest
 from jaxdiff.errors import UserError, unknown
 from jaxdiff.models import inception
@@ -77,7 +77,7 @@ def _classifier(spec: str, where: str, key: str) -> Extractor:
   if not where:
     raise UserError(f"{spec!r} ({key}) does not say which: write classifier:<workdir of a classifier>.")
   own = classifiers.read_config(Path(where), key)
-  params = classifiers.read_params(own, Path(where))
+  params = runs.averaged_params(own, Path(where))
   wanted = (own.data.image_size, own.data.image_size, own.data.channels)
 
   def check(shape: Shape) -> None:

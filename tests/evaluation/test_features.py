@@ -25,7 +25,7 @@ def test_a_classifier_gives_what_its_last_layer_reads_and_its_logits_whatever_th
   assert seen.features.shape == (300, 8) and seen.logits.shape == (300, 10)
   few = extractor.apply(IMAGES[:5])
   np.testing.assert_allclose(few.features, seen.features[:5], atol=1e-5)
-  own, params = config, features.classifiers.read_params(config, workdir)
+  own, params = config, features.runs.averaged_params(config, workdir)
   said = classifier.make_log_probs(own)(params, pixels.to_signed(IMAGES[:5]), np.zeros(5, np.float32))
   log_probs = few.logits - np.logaddexp.reduce(few.logits, axis=1, keepdims=True)
   np.testing.assert_allclose(log_probs, said, atol=1e-5)

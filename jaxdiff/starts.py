@@ -1,0 +1,86 @@
+"""What a run starts from: nothing, or a trained run whose network, process and data it then shares.
+
+A control branch names its base (config.base.workdir), a student its teacher (config.teacher.workdir).
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxdiff import configuration, parallel, runs, tasks
+from jaxdiff.errors import UserError
+from jaxdiff.types import PyTree, Task
+
+
+class Start(NamedTuple):
+  """What a task takes over from a trained run."""
+
+  section: str  # of the config: .workdir is where the run lies, .command what makes it
+  inherited: tuple[
+    str, ...
+  ]  # sections whose values are the run's, beside `model`, unless set on the command line
+  fixed: tuple[str, ...]  # sections and keys that have to stay as the run's
+
+
+STARTS: dict[str, Start] = {}
+OWN = ("data.hint", "data.hint_maps", "data.heldout")  # never inherited
+
+
+def inherit(config: Any, overrides: list[str]) -> None:
+  """Makes config, in place, that of a run which starts from the trained one that it names; others stay as they are.
+
+  Overrides of the command line are applied once more, on what was inherited.
+  Raises UserError where there is no such run, and for a value that contradicts it.
+  """
+  start = STARTS.get(config.task)
+  if start is None:
+    return
+  given = _config_of(config, start)
+  with config.unlocked():
+    config.model = given.model
+    for section in start.inherited:
+      taken = {key: value for key, value in given[section].items() if f"{section}.{key}" not in OWN}
+      config[section].update(taken)
+  configuration.override(config, overrides)
+  _check(config, given, start)
+
+
+def fresh_state(config: Any, task: Task, strategy: parallel.Strategy) -> Any:
+  """The state of a run before its first step, on its devices.  Raises UserError where what it starts from is missing."""
+  make = functools.partial(tasks.initial_state, config, task)
+  start, adopt = STARTS.get(config.task), task.adopt
+  if start is None or adopt is None:
+    return strategy.init(make)
+  params = runs.averaged_params(_config_of(config, start), _workdir(config, start))
+
+  def make_from(params: PyTree) -> Any:
+    return adopt(make(), params)
+
+  return strategy.init(make_from, params)
+
+
+def _workdir(config: Any, start: Start) -> Path:
+  return Path(config[start.section].workdir).expanduser()
+
+
+def _config_of(config: Any, start: Start) -> Any:
+  workdir, name = _workdir(config, start), start.section
+  if not (workdir / "config.json").is_file():
+    raise UserError(
+      f"there is no run in {str(workdir)!r} (config.{name}.workdir) to start from. Make one with "
+      f"`{config[name].command}`, or name another: --config.{name}.workdir=DIR."
+    )
+  return configuration.of_run(workdir)
+
+
+def _check(config: Any, given: Any, start: Start) -> None:
+  changed = configuration.differences(given.to_dict(), config.to_dict())
+  for line in changed:
+    key = line.partition(":")[0]
+    if any(key == fixed or key.startswith(f"{fixed}.") for fixed in start.fixed):
+      raise UserError(
+        f"config.{line}: this is settled by the run in {config[start.section].workdir!r} "
+        f"(config.{start.section}.workdir). Leave it out, or start from another."
+      )
