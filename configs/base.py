@@ -95,6 +95,15 @@ def get_config() -> ConfigDict:
   c.sample.strength = 1.0  # share of the steps that it goes through: the less, the more of the image stays
   c.sample.mask = ""  # a file: paint only where it is white, the rest stays as in the image
   c.sample.repeats = 1  # times each step is taken when painting: more fit the new part to the old one better
+  # control branches: data[:SPLIT] | an image, or a folder of them, whose hint is made (or a ready one: hint_is_map); one for
+  # each branch, with commas between
+  c.sample.hint = ""
+  c.sample.hint_is_map = False
+  c.sample.control_scale = (1.0,)  # strength of each branch; 0: the base alone
+  c.sample.branches = ""  # workdirs of further control branches of the same base, with commas between
+  c.sample.guess = (
+    False  # no hint without a label, and weaker control of the first layers: for hints without labels
+  )
   c.sample.batch_size = 100  # images drawn at a time
   c.sample.seed = 0
   c.sample.ema = True  # False draws with the raw parameters
@@ -143,6 +152,15 @@ def fashion_mnist(c: ConfigDict) -> None:
   c.data.source = "idx:/usr/share/datasets/fashion-mnist"
   c.data.image_size = 32
   c.data.resize = "pad"
+
+
+def shapes(c: ConfigDict) -> None:
+  """50,000 drawn scenes with exact label and depth maps, 32x32 RGB: no files, no downloads."""
+  c.data.source = "shapes"
+  c.data.image_size = 32
+  c.data.channels = 3
+  c.data.random_flip = True
+  c.model.num_classes = 6
 
 
 def cifar10(c: ConfigDict) -> None:

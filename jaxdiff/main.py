@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _train(config: Any, workdir: Path, flags: argparse.Namespace) -> None:
   from jaxdiff import starts, train
 
-  starts.inherit(config, flags.overrides)
+  starts.override(config, flags.overrides)
   train.train(config, workdir, flags.allow_config_change)
 
 
@@ -103,7 +103,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _resolve(flags: argparse.Namespace) -> tuple[Any, Path]:
-  """The config with the overrides applied, and the workdir.
+  """The config, with the overrides applied unless it is to train, and the workdir.
 
   Training reads the config file; what is done with a trained model reads the config that the workdir keeps.
   """
@@ -116,7 +116,8 @@ def _resolve(flags: argparse.Namespace) -> tuple[Any, Path]:
     raise UserError("give a config, as in --config configs/dit_cfg.py, or the --workdir of an earlier run.")
   if config is None or (flags.mode in OF_A_RUN and (workdir / "config.json").is_file()):
     config = configuration.of_run(workdir)
-  configuration.override(config, flags.overrides)
+  if flags.mode != "train":  # which also takes over what the run that it starts from has settled: _train
+    configuration.override(config, flags.overrides)
   return config, workdir
 
 

@@ -24,26 +24,41 @@ class Start(NamedTuple):
   fixed: tuple[str, ...]  # sections and keys that have to stay as the run's
 
 
-STARTS: dict[str, Start] = {}
+STARTS = {
+  "controlnet": Start(
+    section="base",
+    inherited=("diffusion", "data"),
+    fixed=(
+      "model",
+      "data.image_size",
+      "data.channels",
+      "diffusion.schedule",
+      "diffusion.shift",
+      "diffusion.zero_terminal_snr",
+      "diffusion.parameterization",
+    ),
+  ),
+}
 OWN = ("data.hint", "data.hint_maps", "data.heldout")  # never inherited
 
 
-def inherit(config: Any, overrides: list[str]) -> None:
-  """Makes config, in place, that of a run which starts from the trained one that it names; others stay as they are.
+def override(config: Any, arguments: list[str]) -> None:
+  """Applies the command line's overrides, in place, after what the run that config starts from, if any, has settled.
 
-  Overrides of the command line are applied once more, on what was inherited.
-  Raises UserError where there is no such run, and for a value that contradicts it.
+  Raises UserError as configuration.override, where there is no such run, and for a value that contradicts it.
   """
   start = STARTS.get(config.task)
   if start is None:
+    configuration.override(config, arguments)
     return
+  configuration.override(config, [a for a in arguments if a.startswith(f"--config.{start.section}.")])
   given = _config_of(config, start)
   with config.unlocked():
-    config.model = given.model
+    config.model = given.model.copy_and_resolve_references()
     for section in start.inherited:
       taken = {key: value for key, value in given[section].items() if f"{section}.{key}" not in OWN}
       config[section].update(taken)
-  configuration.override(config, overrides)
+  configuration.override(config, arguments)
   _check(config, given, start)
 
 

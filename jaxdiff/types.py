@@ -28,11 +28,14 @@ NULL_LABEL = -1  # the label of "no label": what conditioning dropout writes, an
 class Cond(flax.struct.PyTreeNode):
   """What an image is conditioned on.
 
-  Shapes: label: i32[B] in [0, num_classes), or NULL_LABEL; hint: f32[B,H,W,Ch] in [0, 1] or None.
+  Shapes: label: i32[B] in [0, num_classes), or NULL_LABEL; hint: f32[B,H,W,Ch] in [0, 1] or None; hint_scale: f32[B,n], the
+  strength of each of a control branch's n residuals, or None for 1.  Where several branches act, hint and hint_scale are
+  tuples with an array for each.
   """
 
   label: Array
-  hint: Array | None = None
+  hint: Any = None
+  hint_scale: Any = None
 
 
 class Prediction(NamedTuple):
@@ -91,6 +94,12 @@ class TrainState(flax.struct.PyTreeNode):
   params: PyTree  # f32
   opt_state: optax.OptState
   rng: Array  # the run's key; never advanced: step keys are fold_in(rng, step)
+
+
+class ControlNetState(TrainState):
+  """The state of a control branch: params are the branch's, base_params those of the network it steers."""
+
+  base_params: PyTree = None  # f32, frozen: never differentiated, in no optimizer and no EMA
 
 
 class ClassifierState(TrainState):

@@ -51,6 +51,7 @@ def arguments(name="dit"):
   model = {
     "dit": ("model.width=16", "model.depth=2", "model.heads=2"),
     "unet": ("model.width=8", "model.num_blocks=1", "model.head_channels=8"),
+    "controlnet": ("control.blocks=1",),
     "classifier": ("model.width=8", "model.num_blocks=1", "model.head_channels=8", "model.channel_mults=1"),
   }[name]
   run = (

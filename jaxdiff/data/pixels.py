@@ -1,4 +1,4 @@
-"""Between stored pixels and what the model computes with: uint8 in 0..255, float in [-1, 1]."""
+"""Between stored pixels and what the model computes with: uint8 in 0..255, float in [-1, 1]; hints in [0, 1]."""
 
 from __future__ import annotations
 
@@ -23,3 +23,11 @@ def to_uint8(x: jax.Array) -> jax.Array:
   Shapes: x: f32[...].  Returns u8[...].
   """
   return jnp.round(jnp.clip((x + 1) * 127.5, 0, 255)).astype(jnp.uint8)
+
+
+def to_unit(hint: jax.Array) -> jax.Array:
+  """x / 255; what already is floating point is returned as it is.
+
+  Shapes: hint: u8[...].  Returns f32[...] in [0, 1].
+  """
+  return hint if jnp.issubdtype(hint.dtype, jnp.floating) else hint.astype(jnp.float32) / 255

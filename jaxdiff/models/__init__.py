@@ -15,6 +15,7 @@ import flax.linen as nn
 
 from jaxdiff import errors
 from jaxdiff.models.classifier import DiTClassifier, UNetClassifier
+from jaxdiff.models.controlnet import DiTControl, UNetControl
 from jaxdiff.models.dit import DiT
 from jaxdiff.models.unet import UNet
 
@@ -24,6 +25,7 @@ CLASSIFIERS: Table = {
   "dit": DiTClassifier,
   "unet": UNetClassifier,
 }  # called (z, t, train=False) -> f32[B,num_classes]
+CONTROLS: Table = {"dit": DiTControl, "unet": UNetControl}  # called as a network, return its residuals
 
 
 def build(config_model: Any, table: Table = MODELS) -> nn.Module:

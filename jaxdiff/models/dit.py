@@ -191,7 +191,7 @@ class DiT(nn.Module):
     self.check_image(z.shape[1:3])
     dtype = layers.dtype(self.dtype)
     x = Patches(self.patch_size, self.width, dtype, name="patches")(z)
-    c = layers.Embedding(self.num_classes, 256, self.width, dtype=dtype, name="embedding")(t, cond)
+    c = self.embedding()(t, cond)
     x = self.trunk(x, c, residuals)
     features = self.patch_size**2 * self.channels * (1 + self.learn_sigma)
     x = FinalLayer(features, dtype, name="final")(x, c).astype(jnp.float32)
@@ -200,15 +200,14 @@ class DiT(nn.Module):
 
   def trunk(self, x: Array, c: Array, residuals: Sequence[Array] | None) -> Array:
     """All blocks, one after the other, unrolled or as a scan."""
-    settings = (self.heads, self.mlp_ratio, self.qk_norm, self.attention, layers.dtype(self.dtype))
-    block: Any = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
     if not self.scan:
       for i in range(self.depth):
         residual = residuals[i] if residuals is not None and i < len(residuals) else None
-        x, _ = block(*settings, name=f"block_{i}")(x, c, residual)
+        x, _ = self.block(f"block_{i}")(x, c, residual)
       return x
+    settings = self.block_settings()
     stack = nn.scan(
-      block,
+      nn.remat(Block, prevent_cse=False) if self.remat else Block,
       variable_axes={"params": 0},
       split_rngs={"params": True},
       in_axes=(nn.broadcast, 0),
@@ -220,6 +219,22 @@ class DiT(nn.Module):
       stacked = jnp.stack([*residuals, *[jnp.zeros_like(x)] * missing])
     x, _ = stack(*settings, name="blocks")(x, c, stacked)
     return x
+
+  @nn.nowrap
+  def embedding(self) -> layers.Embedding:
+    """The module that embeds time and label."""
+    return layers.Embedding(
+      self.num_classes, 256, self.width, dtype=layers.dtype(self.dtype), name="embedding"
+    )
+
+  @nn.nowrap
+  def block(self, name: str) -> Any:
+    """One block with this network's settings."""
+    return (nn.remat(Block) if self.remat else Block)(*self.block_settings(), name=name)
+
+  @nn.nowrap
+  def block_settings(self) -> tuple[Any, ...]:
+    return (self.heads, self.mlp_ratio, self.qk_norm, self.attention, layers.dtype(self.dtype))
 
   @nn.nowrap
   def check_image(self, size: Sequence[int]) -> None:

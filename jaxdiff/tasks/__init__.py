@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdiff.data import hints
 from jaxdiff.errors import unknown
-from jaxdiff.tasks import classifier, denoise
+from jaxdiff.tasks import classifier, controlnet, denoise
 from jaxdiff.types import Task
 
-TASKS = {"denoise": denoise.make, "classifier": classifier.make}
+TASKS = {"denoise": denoise.make, "classifier": classifier.make, "controlnet": controlnet.make}
 
 
 def make(config: Any, tx: optax.GradientTransformation) -> Task:
@@ -30,4 +31,6 @@ def initial_state(config: Any, task: Task) -> Any:
     "label": jnp.zeros((1,), jnp.int32),
     "index": jnp.zeros((1,), jnp.uint32),
   }
+  if config.data.hint:
+    batch["hint"] = jnp.zeros((1, side, side, hints.channels(config.data.hint)), jnp.uint8)
   return task.init(jax.random.key(config.seed), batch)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -27,38 +28,58 @@ from jaxdiff.types import (
 )
 
 
+class Network(NamedTuple):
+  """A denoising network and how it is taught: what differs between the tasks that learn to denoise."""
+
+  # (params, state, z, t, cond, train=False, rngs=None) -> out, f32[B,H,W,C or 2C]; t is the model time
+  apply: Callable[..., Array]
+  condition: Callable[
+    [Batch, Array], Cond
+  ]  # (batch, key) -> what its examples are conditioned on in training
+
+
 def make(config: Any, tx: optax.GradientTransformation) -> Task:
   """The denoising task of a config (its sections `model` and `diffusion`), trained by tx.
 
   Raises UserError for an unknown name and for parts of a process that do not fit together.
   """
   module = models.build(config.model)
+
+  def init(key: Array, batch: Batch) -> TrainState:
+    params_key, run_key = jax.random.split(key)
+    params = module.init(params_key, *example(batch))["params"]
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params), rng=run_key)
+
+  def apply(params: PyTree, state: TrainState, *inputs: Any, **settings: Any) -> Array:
+    del state
+    return module.apply({"params": params}, *inputs, **settings)
+
+  def condition(batch: Batch, key: Array) -> Cond:
+    return Cond(drop_labels(batch["label"], config.diffusion.label_dropout, key, batch["index"]))
+
+  return from_network(config, init, Network(apply, condition))
+
+
+def from_network(config: Any, init: Callable[[Array, Batch], Any], network: Network) -> Task:
+  """The task of teaching a network to denoise, as config.diffusion says."""
   diffusion, process = config.diffusion, processes.build(config.diffusion)
   schedule, reading = process.schedule, process.reading
   vlb_steps = processes.table_steps(diffusion) if config.model.learn_sigma else 0
 
-  def init(key: Array, batch: Batch) -> TrainState:
-    params_key, run_key = jax.random.split(key)
-    x = pixels.to_signed(batch["image"])[:1]
-    params = module.init(params_key, x, jnp.zeros((1,)), Cond(batch["label"][:1]))["params"]
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params), rng=run_key)
-
-  def loss(params: PyTree, state: TrainState, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+  def loss(params: PyTree, state: Any, batch: Batch, key: Array) -> tuple[Array, Metrics]:
     """The mean of losses.denoising over the batch, each example with its own noise, time and label dropout.
 
     A network that predicts a variance learns it from the variational bound, which leaves the mean alone: L_hybrid =
     L_simple + vlb_weight L_vlb, Nichol & Dhariwal 2021, eq. 16.
     """
-    del state
     time_key, noise_key, label_key, dropout_key = jax.random.split(key, 4)
-    index = batch["index"]
     x, t, eps, z = processes.noised(schedule, process.draw_time, batch, time_key, noise_key)
-    cond = Cond(drop_labels(batch["label"], diffusion.label_dropout, label_key, index))
-    rngs = processes.dropout_rngs(dropout_key, index)
+    cond = network.condition(batch, label_key)
+    rngs = processes.dropout_rngs(dropout_key, batch["index"])
 
     alpha, sigma = schedules.alpha_sigma(schedule, t, x.ndim)
     seen = reading.encode(z, alpha, sigma)
-    told = module.apply({"params": params}, seen, schedule.model_time(t), cond, train=True, rngs=rngs)
+    told = network.apply(params, state, seen, schedule.model_time(t), cond, train=True, rngs=rngs)
     out, log_var = split_variance(told.astype(jnp.float32), x.shape[-1])
     simple = jnp.mean(losses.denoising(out, schedule, reading, process.weighting, x, t, eps))
     if log_var is None:
@@ -67,24 +88,29 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
     bound = jnp.mean(likelihood.random_step(schedule, prediction, x, z, t, vlb_steps))
     return simple + diffusion.vlb_weight * bound, {"simple": simple, "vlb": bound}
 
-  def denoiser(params: PyTree, state: TrainState) -> Denoiser:
-    del state
-    return make_denoiser(module, params, process)
+  def denoiser(params: PyTree, state: Any) -> Denoiser:
+    return read(functools.partial(network.apply, params, state), process)
 
   return Task(init=init, loss=loss, denoiser=denoiser, advance=lambda state: state)
 
 
-def make_denoiser(module: nn.Module, params: PyTree, process: processes.Process) -> Denoiser:
+def read(network: Callable[[Array, Array, Cond], Array], process: processes.Process) -> Denoiser:
   """What a trained network says of a noised image: decode(network(encode(z), model time, cond)), in float32."""
   schedule, reading = process.schedule, process.reading
 
   def denoise(z: Array, t: Array, cond: Cond) -> Prediction:
     alpha, sigma = schedules.alpha_sigma(schedule, t, z.ndim)
-    told = module.apply({"params": params}, reading.encode(z, alpha, sigma), schedule.model_time(t), cond)
+    told = network(reading.encode(z, alpha, sigma), schedule.model_time(t), cond)
     out, log_var = split_variance(told.astype(jnp.float32), z.shape[-1])
     return reading.decode(out, z, alpha, sigma)._replace(log_var=log_var)
 
   return denoise
+
+
+def example(batch: Batch) -> tuple[Array, Array, Cond]:
+  """(z, t, cond) of a batch's first example, to initialise a network with."""
+  cond = Cond(batch["label"][:1], pixels.to_unit(batch["hint"][:1]) if "hint" in batch else None)
+  return pixels.to_signed(batch["image"])[:1], jnp.zeros((1,)), cond
 
 
 def split_variance(told: Array, channels: int) -> tuple[Array, Array | None]:

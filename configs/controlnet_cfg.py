@@ -1,0 +1,61 @@
+"""Control branches: a frozen class-conditional model learns to obey a hint.
+
+python -m jaxdiff.main --config configs/dit_cfg.py:shapes              the base: 15 min on 2 CPU cores
+python -m jaxdiff.main --config configs/controlnet_cfg.py              Canny edges; the same as :canny
+python -m jaxdiff.main --config configs/controlnet_cfg.py:hough        straight lines
+python -m jaxdiff.main --config configs/controlnet_cfg.py:scribble     what a person draws
+python -m jaxdiff.main --config configs/controlnet_cfg.py:segmentation
+python -m jaxdiff.main --config configs/controlnet_cfg.py:depth
+python -m jaxdiff.main --config configs/controlnet_cfg.py:fashion_mnist    Canny edges of garments
+
+Another base, a UNet for example: --config.base.workdir=checkpoints/unet_shapes.  The network, the process and the data are
+the base's.  Drawing by a hint: --mode sample --workdir checkpoints/controlnet_canny --config.sample.hint=FILE.png
+Figures: docs/RESULTS.md.
+"""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(preset: str = "") -> ConfigDict:
+  c = base.get_config()
+  c.task = "controlnet"
+  c.base = ConfigDict()  # the frozen model that is steered
+  c.base.workdir = "checkpoints/dit_shapes"
+  c.base.command = "python -m jaxdiff.main --config configs/dit_cfg.py:shapes"  # what makes it
+  c.model = ConfigDict()  # the base's
+
+  c.control = ConfigDict()
+  c.control.blocks = 3  # of a DiT that are copied, from the first; a UNet's encoder is copied whole
+  c.control.label_dropout = 0.5  # share of examples without label, so that the hint is read
+  c.control.hint_dropout = 0.0  # share of examples with an empty hint
+  c.control.unlock_decoder = False  # train the decoder of a UNet too
+  base.short_run(c)
+  c.data.heldout = "test"  # the hints of the pictures that are drawn while training
+  c.sample.hint = "data"
+  c.sample.num = 24
+  c.train.steps = 2000
+  base.choose(PRESETS, preset or "canny")(c)
+  c.name = f"controlnet_{preset or 'canny'}"
+  return c
+
+
+def hint(kind: str) -> Callable[[ConfigDict], None]:
+  def set_hint(c: ConfigDict) -> None:
+    c.data.hint = kind
+
+  return set_hint
+
+
+def fashion_mnist(c: ConfigDict) -> None:
+  c.data.hint = "canny"
+  c.base.workdir = "checkpoints/dit_fashion_mnist"
+  c.base.command = "python -m jaxdiff.main --config configs/dit_cfg.py:fashion_mnist"
+
+
+PRESETS = {name: hint(name) for name in ("canny", "hough", "scribble", "segmentation", "depth")} | {
+  "fashion_mnist": fashion_mnist
+}

@@ -1,0 +1,87 @@
+"""Runs that start from a trained one: what they take over, what they may not change, and their first state."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxdiff import configuration, optim, parallel, runs, starts, tasks
+from jaxdiff.errors import UserError
+from tests import small
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+  """(workdir, config) of a base."""
+  workdir = tmp_path_factory.mktemp("base")
+  return workdir, small.run(workdir, "dit", "diffusion.schedule=sigmoid", "data.random_flip=True")
+
+
+def started(workdir, *overrides):
+  """The config of a branch on the base in workdir, as the command line makes it."""
+  lines = [f"--config.{line}" for line in (f"base.workdir={workdir}", "control.blocks=1", *overrides)]
+  c = configuration.load("configs/controlnet_cfg.py")
+  starts.override(c, lines)
+  return c
+
+
+def test_network_process_and_data_are_the_bases(base):
+  workdir, given = base
+  c = started(workdir)
+  assert c.model == given.model
+  assert c.diffusion.schedule == "sigmoid"
+  assert c.data.source == "digits" and c.data.image_size == 8 and c.data.channels == 1 and c.data.random_flip
+
+
+def test_what_is_the_branchs_own_stays(base):
+  c = started(base[0])
+  assert c.data.hint == "canny" and c.data.heldout == "test"
+  assert c.control.label_dropout == 0.5 and c.diffusion.label_dropout == 0.1
+
+
+def test_the_command_line_wins_over_the_base(base):
+  c = started(base[0], "data.random_flip=False", "diffusion.time_density=low_discrepancy")
+  assert not c.data.random_flip and c.diffusion.time_density == "low_discrepancy"
+
+
+@pytest.mark.parametrize(
+  ("override", "told"),
+  [
+    ("model.width=32", "config.model.width: 16 -> 32: this is settled by the run in"),
+    ("data.image_size=16", "config.data.image_size: 8 -> 16: this is settled"),
+    ("diffusion.parameterization=eps", "config.diffusion.parameterization: 'v' -> 'eps': this is settled"),
+    ("model.blocks=3", "there is no config.model.blocks"),
+  ],
+)
+def test_what_contradicts_the_base_is_refused(base, override, told):
+  with pytest.raises(UserError, match=told):
+    started(base[0], override)
+
+
+def test_a_base_that_is_not_there_is_told_with_the_command_that_makes_it(tmp_path):
+  with pytest.raises(
+    UserError, match=r"no run in .*none.* \(config.base.workdir\).* --config configs/dit_cfg.py:shapes"
+  ):
+    started(tmp_path / "none")
+
+
+def test_tasks_that_start_from_nothing_are_left_alone():
+  one, other = small.config("dit"), small.config("dit")
+  starts.override(one, ["--config.model.width=48"])
+  configuration.override(other, ["--config.model.width=48"])
+  assert one.to_dict() == other.to_dict()
+
+
+@pytest.mark.parametrize("strategy", ["mesh", "pmap"])
+def test_the_first_state_is_the_trained_one_and_copies_of_it(base, strategy):
+  workdir, given = base
+  c = started(workdir)
+  task = tasks.make(c, optim.make_optimizer(c.optim, c.train.steps))
+  under = parallel.STRATEGIES[strategy](c.parallel, 8)
+  state = under.fetch(starts.fresh_state(c, task, under))
+  averaged = runs.averaged_params(given, workdir)
+  same = lambda a, b: jax.tree.all(jax.tree.map(np.array_equal, a, b))
+  assert same(state.base_params, averaged)
+  assert same(state.params["control"]["block_0"], averaged["block_0"])
+  assert same(optax.tree.get(state.opt_state, "ema_params"), state.params)
+  assert int(state.step) == 0
