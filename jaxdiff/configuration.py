@@ -6,32 +6,21 @@ value of another type is a UserError of one line that names the nearest key or t
 
 from __future__ import annotations
 
-import ast
 import difflib
 import importlib.util
-import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxdiff.errors import UserError, unknown
-
-Built = TypeVar("Built")
+from jaxdiff.calls import TYPE_NAMES, build, parse_call  # noqa: F401 - as configuration.build to its callers
+from jaxdiff.errors import UserError
 
 AFTERWARDS = ("sample", "eval")  # the sections that say what is done with a trained model
 BASE = Path(__file__).resolve().parent.parent / "configs" / "base.py"
-
-_TYPE_NAMES = {
-  bool: "true or false",
-  int: "a whole number",
-  float: "a number",
-  str: "a word",
-  tuple: "a list as in 0,1,2",
-}
 
 
 def load(spec: str) -> ConfigDict:
@@ -145,49 +134,6 @@ def of_run(workdir: Path) -> ConfigDict:
   return config.lock()
 
 
-def build(spec: str, functions: Mapping[str, Callable[..., Built]], kind: str) -> Built:
-  """What a spec such as `ddim` or `ddim(eta=0.5)` names: functions["ddim"](eta=0.5).  Raises UserError."""
-  name, arguments = parse_call(spec, functions, kind)
-  try:
-    return functions[name](**arguments)
-  except ValueError as error:
-    raise UserError(f"the {kind} {spec!r} cannot be: {error}.") from None
-
-
-def parse_call(
-  spec: str, functions: Mapping[str, Callable[..., Any]], kind: str
-) -> tuple[str, dict[str, Any]]:
-  """`name(key=value, ...)` as (name, {key: value}), both checked against functions.  Values are numbers or words."""
-  try:
-    node = ast.parse(spec.strip(), mode="eval").body
-    call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
-    if not isinstance(call.func, ast.Name) or call.args:
-      raise ValueError
-    arguments = {str(word.arg): _literal(word.value) for word in call.keywords}
-  except (SyntaxError, ValueError):
-    raise UserError(f"cannot read the {kind} {spec!r}. Write a name, or name(key=value).") from None
-  name = call.func.id
-  if name not in functions:
-    raise unknown(kind, name, functions)
-  settable = inspect.signature(functions[name]).parameters.values()
-  defaults = {p.name: p.default for p in settable if p.default is not inspect.Parameter.empty}
-  for key, value in arguments.items():
-    if key not in defaults:
-      raise unknown(f"argument of {kind} {name!r}:", key, defaults)
-    wanted = type(defaults[key])
-    fits = {float: (int, float)}.get(wanted, wanted)
-    if not isinstance(value, fits) or isinstance(value, bool) != (wanted is bool):
-      raise UserError(
-        f"{key} of {kind} {name!r} takes {_TYPE_NAMES[wanted]} (by default {defaults[key]!r}), not {value!r}."
-      )
-    arguments[key] = wanted(value)
-  return name, arguments
-
-
-def _literal(node: ast.expr) -> Any:
-  return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
-
-
 def _unknown_key(key: str, known: Mapping[str, Any]) -> UserError:
   sections = {name.rpartition(".")[0] for name in known} - {""}
   if key in sections:
@@ -208,5 +154,5 @@ def _parse(key: str, text: str, default: Any) -> Any:
       return tuple(item(part) for part in text.strip("()[] ").split(",") if part.strip())
     return kind(text)
   except (ValueError, KeyError, TypeError):
-    wanted = _TYPE_NAMES.get(kind, kind.__name__)
+    wanted = TYPE_NAMES.get(kind, kind.__name__)
     raise UserError(f"config.{key} takes {wanted} (now {default!r}), not {text!r}.") from None

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdiff import onnx_model
+from jaxdiff.data import onnx_file
 from jaxdiff.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
@@ -64,7 +65,7 @@ def test_scalings(export, scaling, expected):
 
 
 def test_every_scaling_is_tested():
-  assert set(onnx_model.SCALINGS) == {"unit", "symmetric", "imagenet", "bytes"}
+  assert set(onnx_file.SCALINGS) == {"unit", "symmetric", "imagenet", "bytes"}
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [("UINT8", 255 * MEANS), ("FLOAT16", MEANS)])
@@ -133,7 +134,7 @@ class Failing:
 def test_a_network_that_fails_on_these_images():
   feed = {"images": np.zeros((5, 3, 4, 6), np.float32)}
   with pytest.raises(UserError, match=r"a.onnx fails on images \[5, 3, 4, 6\]: .*too small$"):
-    onnx_model.run(Failing(), feed, "a.onnx")
+    onnx_file.run(Failing(), feed, "a.onnx")
 
 
 def test_settings_that_do_not_fit(export):

@@ -3,7 +3,7 @@
 `inception`           FID's Inception: 2048 features and 1008 logits; the weights of the cache, downloaded once
 `inception:FILE`      the same with the weights in this .pth or .npz file
 `classifier:WORKDIR`  a run of configs/classifier_cfg.py at t = 0: what its last layer reads, and its logits
-`onnx:FILE[?SCALING]` any network in an ONNX file; SCALING of pixels as in onnx_model.SCALINGS
+`onnx:FILE[?SCALING]` any network in an ONNX file; SCALING of pixels as in data.onnx_file.SCALINGS
 `pixels`              the pixels in [0, 1], for tests and tiny images
 """
 
