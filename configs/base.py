@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
   c.task = "denoise"  # what is learned: see jaxdiff/tasks
 
   c.data = ConfigDict()
-  c.data.source = "digits"  # digits | idx:<dir> | folder:<dir> | tfds:<name or dir>
+  c.data.source = "digits"  # digits | shapes[:<size>] | idx:<dir> | folder:<dir> | tfds:<name or dir>
   c.data.split = "train"  # or a share of one, as train[:90%]
   c.data.heldout = ""  # the split that a classifier is tested on; empty: the training data
   c.data.image_size = 8  # pixels, the side of the square the model sees

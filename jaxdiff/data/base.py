@@ -13,7 +13,9 @@ import numpy as np
 
 from jaxdiff.errors import UserError
 
-Example = dict[str, Any]  # "image" uint8[H,W,C] with C of 1 or 3, "label" int
+# "image" uint8[H,W,C] with C of 1 or 3, "label" int; "maps" in some sources: a dict of what is exactly known of the image,
+# "segmentation" uint8[H,W] labels and "depth" uint16[H,W], larger is nearer
+Example = dict[str, Any]
 HostBatch = dict[str, np.ndarray]  # "image" uint8[B,S,S,C], "label" int32[B], "index" uint32[B]
 
 

@@ -1,4 +1,4 @@
-"""Opening data sources by name: `digits`, `tfds:<set>`, `idx:<dir>`, `folder:<dir>`."""
+"""Opening data sources by name: `digits`, `shapes`, `tfds:<set>`, `idx:<dir>`, `folder:<dir>`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxdiff import errors
-from jaxdiff.data import base, folder, idx, records, splits
+from jaxdiff.data import base, folder, idx, records, shapes, splits
 from jaxdiff.data.base import Source
 from jaxdiff.errors import UserError
 
@@ -16,6 +16,8 @@ def load(spec: str, split: str = "train", *, skip_unreadable: bool = False) -> S
   """The data source that `spec` names, as config.data.source does.
 
   `digits`                    scikit-learn's 1,797 real 8x8 digits, which come inside its wheel
+  `shapes[:<size>]`           scenes drawn when they are read, 32x32 or <size> from 32 to 128, with maps of kind and depth;
+                              50,000 to train, 5,000 to test; 0.25 ms each at 32x32, so in_memory takes 13 s to start
   `tfds:<name>[/config]`      a TFDS set prepared as ArrayRecord, in $TFDS_DATA_DIR or ~/tensorflow_datasets,
                               or in DIR with `tfds:<name>?DIR`; `tfds:<directory>` reads a prepared directory
   `idx:<dir>`                 IDX files as MNIST and Fashion-MNIST ship them, .gz or not
@@ -30,7 +32,7 @@ def load(spec: str, split: str = "train", *, skip_unreadable: bool = False) -> S
   kind, _, where = spec.partition(":")
   if kind not in OPENERS:
     raise errors.unknown("data source", kind, OPENERS)
-  if kind != "digits" and not where:
+  if kind in WHERE and not where:
     raise UserError(
       f"data source {spec!r} does not say where: write {kind}:<{WHERE[kind]}> (config.data.source)."
     )
@@ -55,8 +57,10 @@ def open_digits(where: str, split: str, skip_unreadable: bool) -> Source:
 
 OPENERS: dict[str, Callable[[str, str, bool], Source]] = {
   "digits": open_digits,
+  "shapes": shapes.open_shapes,
   "tfds": records.open_records,
   "idx": idx.open_idx,
   "folder": folder.open_folder,
 }
+# What those that cannot do without it ask for.
 WHERE = {"tfds": "name or directory", "idx": "directory", "folder": "directory"}

@@ -123,7 +123,7 @@ def test_wrong_idx_files_are_told(idx):
 
 
 def test_wrong_names_are_told():
-  known = "Known: digits, folder, idx, tfds."
+  known = "Known: digits, folder, idx, shapes, tfds."
   assert told("digit") == f"unknown data source 'digit'. Did you mean 'digits'? {known}"
   assert told("/some/dir").startswith("unknown data source '/some/dir'.")
   assert told("idx") == "data source 'idx' does not say where: write idx:<directory> (config.data.source)."
