@@ -54,7 +54,9 @@ def mean_iou(asked: np.ndarray, found: np.ndarray, num_labels: int) -> float:
   asked, found = _checked(asked, found, "iu")
   for name, labels in (("asked", asked), ("found", found)):
     if labels.min() < 0 or labels.max() >= num_labels:
-      raise ValueError(f"{name}: labels {labels.min()} to {labels.max()}, but they must be 0 to {num_labels - 1}")
+      raise ValueError(
+        f"{name}: labels {labels.min()} to {labels.max()}, but they must be 0 to {num_labels - 1}"
+      )
   of_asked, of_found = (np.bincount(labels.ravel(), minlength=num_labels) for labels in (asked, found))
   both = np.bincount(asked[asked == found], minlength=num_labels)
   either = of_asked + of_found - both
@@ -86,7 +88,8 @@ def _regions(asked: np.ndarray, found: np.ndarray) -> float:
   colours = np.stack([asked, found]).astype(np.uint32)
   codes = (colours << (8 * np.arange(colours.shape[-1], dtype=np.uint32))).sum(axis=-1)
   unique, labels = np.unique(codes, return_inverse=True)
-  return mean_iou(*labels.reshape(codes.shape), len(unique))
+  of_asked, of_found = labels.reshape(codes.shape)
+  return mean_iou(of_asked, of_found, len(unique))
 
 
 def _depth(asked: np.ndarray, found: np.ndarray) -> float:
@@ -109,7 +112,7 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
   varies = a.any(), b.any()
   if not all(varies):
     return float(varies[0] == varies[1])
-  return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+  return float(np.clip(a @ b / np.sqrt((a @ a) * (b @ b)), -1, 1))  # rounding may go beyond
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -117,7 +120,9 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
   return np.divide(part, whole, out=np.zeros(whole.shape), where=whole > 0)
 
 
-def _checked(asked: np.ndarray, found: np.ndarray, kinds: str, axes: str = "N,H,W") -> tuple[np.ndarray, np.ndarray]:
+def _checked(
+  asked: np.ndarray, found: np.ndarray, kinds: str, axes: str = "N,H,W"
+) -> tuple[np.ndarray, np.ndarray]:
   """Both as arrays that can be compared.  Raises ValueError that names the one that is wrong."""
   asked, found = np.asarray(asked), np.asarray(found)
   for name, maps in (("asked", asked), ("found", found)):
