@@ -48,23 +48,69 @@ def view(data: Any, *, train: bool) -> View:
   )
 
 
+def scale(image: np.ndarray, height: int, width: int) -> np.ndarray:
+  """The image at another size: averaged over areas to shrink it (no aliasing), cubic to enlarge it."""
+  return _resize(image, height, width, cv2.INTER_CUBIC)
+
+
+def linear(image: np.ndarray, height: int, width: int) -> np.ndarray:
+  """As scale, but linear to enlarge it: no value lies outside the range of the old ones."""
+  return _resize(image, height, width, cv2.INTER_LINEAR)
+
+
+def nearest(image: np.ndarray, height: int, width: int) -> np.ndarray:
+  """The image at another size, each pixel the old one that its centre lies in: no new values, as labels need it."""
+  rows, columns = (
+    ((np.arange(new) + 0.5) * old / new).astype(int)
+    for new, old in zip((height, width), image.shape, strict=False)
+  )
+  return image[rows[:, None], columns]
+
+
+def _resize(image: np.ndarray, height: int, width: int, to_enlarge: int) -> np.ndarray:
+  if image.shape[:2] == (height, width):
+    return image
+  method = cv2.INTER_AREA if height <= image.shape[0] and width <= image.shape[1] else to_enlarge
+  resized = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=method)
+  return resized.reshape(height, width, image.shape[-1])
+
+
+class Geometry(NamedTuple):
+  """How the values of an image, or of a map that belongs to it, are brought to another size."""
+
+  scale: Callable[[np.ndarray, int, int], np.ndarray] = scale
+  surround: Callable[[np.ndarray], int] = lambda image: 0  # what lies around one that is padded
+
+
+OF_IMAGES = Geometry()
+
+
 def fit(image: np.ndarray, v: View) -> np.ndarray:
   """The part of a view that is the same each time; fitting twice changes nothing.
 
   Shapes: image: uint8[H,W,1 or 3].  Returns uint8[S,S,C], or [h,w,C] of any shape where a random crop follows.
   """
-  image = with_channels(image, v.channels)
-  return shrink(image, math.ceil(v.size / MIN_CROP)) if v.random_crop else RESIZES[v.resize](image, v.size)
+  return fit_map(with_channels(image, v.channels), v, OF_IMAGES)
 
 
-def augment(images: Sequence[np.ndarray], index: np.ndarray, seed: int, v: View) -> np.ndarray:
+def fit_map(values: np.ndarray, v: View, g: Geometry) -> np.ndarray:
+  """`fit` of a map of any type and number of channels, [H,W,C], that belongs to an image."""
+  if v.random_crop:
+    return shrink(values, math.ceil(v.size / MIN_CROP), g)
+  return RESIZES[v.resize](values, v.size, g)
+
+
+def augment(
+  images: Sequence[np.ndarray], index: np.ndarray, seed: int, v: View, g: Geometry = OF_IMAGES
+) -> np.ndarray:
   """The random part of a view: for each image a function of (seed, index) only, whatever batch it lies in.
 
-  Shapes: images: B fitted ones; index: uint32[B].  Returns uint8[B,S,S,C].
+  So maps are moved as the images that they belong to.
+  Shapes: images: B fitted ones, of any one type; index: uint32[B].  Returns [B,S,S,C] of this type.
   """
   if v.random_crop:
     draws = np.stack([uniform(seed, index, which) for which in (1, 2, 3)], axis=-1)
-    images = [window(image, draw, v.size) for image, draw in zip(images, draws, strict=True)]
+    images = [window(image, draw, v.size, g) for image, draw in zip(images, draws, strict=True)]
   out = np.stack(images)
   if v.random_flip:
     flipped = uniform(seed, index, 0) < 0.5
@@ -79,43 +125,43 @@ def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
   return np.repeat(image, 3, axis=-1) if channels == 3 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
 
 
-def cover(image: np.ndarray, size: int) -> np.ndarray:
+def cover(image: np.ndarray, size: int, g: Geometry = OF_IMAGES) -> np.ndarray:
   """The central square, scaled: the shorter side becomes `size`, what exceeds it on the longer is cut."""
   height, width = image.shape[:2]
   side = min(height, width)
   top, left = (height - side) // 2, (width - side) // 2
   # Cut first: scaling a very long image first could need any amount of memory.
-  return scale(image[top : top + side, left : left + side], size, size)
+  return g.scale(image[top : top + side, left : left + side], size, size)
 
 
-def pad(image: np.ndarray, size: int) -> np.ndarray:
-  """The whole image with zeros around it; one that is larger than `size` is shrunk to fit."""
+def pad(image: np.ndarray, size: int, g: Geometry = OF_IMAGES) -> np.ndarray:
+  """The whole image with zeros (what `g` says) around it; one that is larger than `size` is shrunk to fit."""
   if image.shape[:2] == (size, size):
     return image
   longer = max(image.shape[:2])
   if longer > size:
     height, width = (max(1, round(n * size / longer)) for n in image.shape[:2])
-    image = scale(image, height, width)
+    image = g.scale(image, height, width)
   height, width, channels = image.shape
   top, left = (size - height) // 2, (size - width) // 2
-  out = np.zeros((size, size, channels), np.uint8)  # np.pad takes ten times as long
+  out = np.full((size, size, channels), g.surround(image), image.dtype)  # np.pad takes ten times as long
   out[top : top + height, left : left + width] = image
   return out
 
 
-RESIZES: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {"auto": cover, "pad": pad}
+RESIZES: dict[str, Callable[[np.ndarray, int, Geometry], np.ndarray]] = {"auto": cover, "pad": pad}
 
 
-def shrink(image: np.ndarray, side: int) -> np.ndarray:
+def shrink(image: np.ndarray, side: int, g: Geometry = OF_IMAGES) -> np.ndarray:
   """The image with its shorter side at `side`, unless it already is at most that."""
   shorter = min(image.shape[:2])
   if shorter <= side:
     return image
   height, width = (max(side, round(n * side / shorter)) for n in image.shape[:2])
-  return scale(image, height, width)
+  return g.scale(image, height, width)
 
 
-def window(image: np.ndarray, draw: np.ndarray, size: int) -> np.ndarray:
+def window(image: np.ndarray, draw: np.ndarray, size: int, g: Geometry = OF_IMAGES) -> np.ndarray:
   """A square of MIN_CROP to 1 of the shorter side, scaled to `size`; draw: f64[3] in [0, 1): side, top, left."""
   u_side, u_top, u_left = draw
   height, width = image.shape[:2]
@@ -123,16 +169,7 @@ def window(image: np.ndarray, draw: np.ndarray, size: int) -> np.ndarray:
   shortest = math.ceil(longest * MIN_CROP)
   side = shortest + int(u_side * (longest - shortest + 1))
   top, left = int(u_top * (height - side + 1)), int(u_left * (width - side + 1))
-  return scale(image[top : top + side, left : left + side], size, size)
-
-
-def scale(image: np.ndarray, height: int, width: int) -> np.ndarray:
-  """The image at another size: averaged over areas to shrink it (no aliasing), cubic to enlarge it."""
-  if image.shape[:2] == (height, width):
-    return image
-  method = cv2.INTER_AREA if height <= image.shape[0] and width <= image.shape[1] else cv2.INTER_CUBIC
-  resized = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=method)
-  return resized.reshape(height, width, image.shape[-1])
+  return g.scale(image[top : top + side, left : left + side], size, size)
 
 
 def uniform(seed: int, index: np.ndarray, which: int) -> np.ndarray:
