@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff import classifiers, configuration, optim, steering
+from jaxdiff import classifiers, configuration, control, optim, steering
 from jaxdiff.data import files, pixels
 from jaxdiff.diffusion import editing, samplers, schedules
 from jaxdiff.errors import UserError
 from jaxdiff.tasks import process
-from jaxdiff.types import NULL_LABEL, Cond, NoiseSchedule, PyTree, Task
+from jaxdiff.types import NULL_LABEL, NoiseSchedule, PyTree, Task
 
 Draw = Callable[..., np.ndarray]  # (state, index, label, record=False) -> u8[B,H,W,C]
 
@@ -38,6 +38,7 @@ def check(config: Any) -> None:
   times(config, schedule)
   _check_needs(s)
   steering.check(config)
+  control.check(config)
   _check_labels(config)
   _given_image(config)
 
@@ -115,13 +116,13 @@ def make_draw(config: Any, task: Task, place: Callable[[PyTree], PyTree]) -> Dra
   # What is to be painted over shines through a noise that is not all noise, as at the first time of some grids.
   starts_from_image = "image" in given and not ("mask" in given and s.strength == 1)
   shape = (config.data.image_size, config.data.image_size, config.data.channels)
-  steer = steering.make(config, schedule)
+  steer, asked = steering.make(config, schedule), control.make(config)
 
   denoiser = task.denoiser
   if denoiser is None:
     raise UserError(f"the task {config.task!r} (config.task) draws no images.")
 
-  def solve(params, state, key, rows, steered_by, numbers, given, record):
+  def solve(params, state, key, rows, strengths, steered_by, numbers, given, record):
     denoise = steer.wrap(denoiser(params, state), steered_by)
     keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)), out_axes=1)(rows["index"])
     noise = samplers.noise_like(keys[0], jnp.zeros((keys.shape[1], *shape)))
@@ -132,16 +133,20 @@ def make_draw(config: Any, task: Task, place: Callable[[PyTree], PyTree]) -> Dra
     if starts_from_image:
       z = schedules.add_noise(schedule, given["image"], noise, jnp.float32(visited[0]))
     solver = samplers.path if record else samplers.sample
-    return pixels.to_uint8(solver(sampler, schedule, denoise, keys[1], z, visited, Cond(rows["label"])))
+    cond = asked.cond(rows["label"], rows["hint"], strengths, params)
+    return pixels.to_uint8(solver(sampler, schedule, denoise, keys[1], z, visited, cond))
 
   solve = jax.jit(solve, static_argnames="record")
 
   def draw(state: Any, index: np.ndarray, label: np.ndarray, record: bool = False) -> np.ndarray:
-    params = optim.ema_params(state) if s.ema else state.params
-    rows = place({"index": index.astype(np.uint32), "label": label.astype(np.int32)})
+    params = asked.params(optim.ema_params(state) if s.ema else state.params)
+    rows = place(
+      {"index": index.astype(np.uint32), "label": label.astype(np.int32), "hint": asked.rows(index)}
+    )
     numbers = _sampler(s)[2]
     key = jax.random.key(s.seed)
-    return np.asarray(solve(params, state, key, rows, steer.values(), numbers, given, record))
+    drawn = solve(params, state, key, rows, asked.strengths(), steer.values(), numbers, given, record)
+    return np.asarray(drawn)
 
   return draw
 

@@ -106,8 +106,8 @@ def check_threshold(s: Any, schedule: NoiseSchedule) -> None:
 
 def _classifier_free(s: Any, denoise: Denoiser, scale: Any, schedule: NoiseSchedule) -> Denoiser:
   if s.guidance_rescale:
-    return guidance.rescaled(denoise, scale, schedule, s.guidance_rescale)
-  return guidance.classifier_free(denoise, scale)
+    return guidance.rescaled(denoise, scale, schedule, s.guidance_rescale, keep_hint=not s.guess)
+  return guidance.classifier_free(denoise, scale, keep_hint=not s.guess)
 
 
 def _classified(

@@ -18,19 +18,23 @@ Scale = float | Array | Callable[[Array], Array]
 LogProb = Callable[[Array, Array, Cond], Array]  # (z, t, cond) -> log p(label | z_t, t), f32[B]
 
 
-def classifier_free(denoise: Denoiser, scale: Scale, null_label: int = NULL_LABEL) -> Denoiser:
+def classifier_free(
+  denoise: Denoiser, scale: Scale, null_label: int = NULL_LABEL, keep_hint: bool = True
+) -> Denoiser:
   """Classifier-free guidance: prediction = scale * conditional + (1 - scale) * unconditional.
 
   scale 1 is the conditional prediction and 0 the unconditional one, bit for bit; above 1 it extrapolates away from
   what any label would give.  Both predictions are linear in the network's eps, so x and eps are combined alike.
   The two evaluations are one call on 2B examples, interleaved, so that a batch sharded over devices stays where it is.
 
-  A learned variance is the conditional one.  The hint, if any, is kept in both.
-  Source: Ho & Salimans 2022, eq. 6, with scale = 1 + w.
+  A learned variance is the conditional one.  The hint, if any, is kept in both; with keep_hint=False (cond.hint_scale has to
+  be given) it is the condition too, so that an image is drawn towards it, also without a label (ControlNet's guess mode).
+  Source: Ho & Salimans 2022, eq. 6, with scale = 1 + w; guess mode: Zhang et al. 2023, section 3.4.
   """
 
   def guided(z: Array, t: Array, cond: Cond) -> Prediction:
-    return _guide(denoise, z, t, [cond], [scale], null_label)
+    null = _without_label(cond, null_label)
+    return _guide(denoise, z, t, [cond], [scale], null if keep_hint else _without_hint(null))
 
   return guided
 
@@ -51,17 +55,16 @@ def compose(
 
   def guided(z: Array, t: Array, cond: Cond) -> Prediction:
     del cond
-    return _guide(denoise, z, t, conds, scales, null_label)
+    return _guide(denoise, z, t, conds, scales, _without_label(conds[0], null_label))
 
   return guided
 
 
 def _guide(
-  denoise: Denoiser, z: Array, t: Array, conds: Sequence[Cond], scales: Sequence[Scale], null_label: int
+  denoise: Denoiser, z: Array, t: Array, conds: Sequence[Cond], scales: Sequence[Scale], null: Cond
 ) -> Prediction:
   """(1 - sum_k scale_k) unconditional + sum_k scale_k conditional_k, in one call with the rows of an image together."""
   count = len(conds) + 1
-  null = _without_label(conds[0], null_label)
   rows = jax.tree.map(lambda *a: jnp.stack(a, axis=1).reshape(-1, *a[0].shape[1:]), *conds, null)
   many = denoise(jnp.repeat(z, count, axis=0), jnp.repeat(t, count, axis=0), rows)
   weights = [_at(scale, t, z.ndim) for scale in scales]
@@ -78,12 +81,17 @@ def _without_label(cond: Cond, null_label: int) -> Cond:
   return cond.replace(label=jnp.full_like(cond.label, null_label))
 
 
+def _without_hint(cond: Cond) -> Cond:
+  return cond.replace(hint_scale=jax.tree.map(jnp.zeros_like, cond.hint_scale))
+
+
 def rescaled(
   denoise: Denoiser,
   scale: Scale,
   schedule: NoiseSchedule,
   share: float | Array = 0.7,
   null_label: int = NULL_LABEL,
+  keep_hint: bool = True,
 ) -> Denoiser:
   """classifier_free, brought back to the contrast of the conditional prediction, which large scales overdo.
 
@@ -98,7 +106,7 @@ def rescaled(
       kept.append(denoise(z, t, cond))
       return kept[-1]
 
-    prediction = classifier_free(remember, scale, null_label)(z, t, cond)
+    prediction = classifier_free(remember, scale, null_label, keep_hint)(z, t, cond)
     axes = tuple(range(1, z.ndim))
     wanted = jnp.std(kept[0].x[0::2], axes, keepdims=True)
     factor = wanted / jnp.maximum(jnp.std(prediction.x, axes, keepdims=True), 1e-8)

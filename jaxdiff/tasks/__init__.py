@@ -31,6 +31,6 @@ def initial_state(config: Any, task: Task) -> Any:
     "label": jnp.zeros((1,), jnp.int32),
     "index": jnp.zeros((1,), jnp.uint32),
   }
-  if config.data.hint:
-    batch["hint"] = jnp.zeros((1, side, side, hints.channels(config.data.hint)), jnp.uint8)
+  if hint := hints.parse(config.data.hint):
+    batch["hint"] = jnp.zeros((1, side, side, hint.channels), jnp.uint8)
   return task.init(jax.random.key(config.seed), batch)

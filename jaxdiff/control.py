@@ -1,0 +1,175 @@
+"""What images are drawn under beside their label: the hints that config.sample names, and how strongly branches act.
+
+Several branches of one base act together (config.sample.branches); each reads a hint of its own kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff import configuration, data, runs
+from jaxdiff.data import files, hints, pixels
+from jaxdiff.errors import UserError
+from jaxdiff.tasks import controlnet
+from jaxdiff.types import Array, Cond, PyTree
+
+GUESS_DECAY = 0.825  # strength of a control over that of the next deeper one
+NEEDED_BY = {"hint": "", "hint_is_map": False, "control_scale": (1.0,), "branches": "", "guess": False}
+
+
+class Control(NamedTuple):
+  """What is asked of an image beside its label; the identity for models without a branch."""
+
+  rows: Callable[[np.ndarray], PyTree] = lambda number: ()  # numbers of images -> the hint of each branch, u8[B,S,S,Ch]
+  params: Callable[[PyTree], PyTree] = lambda params: params  # a run's -> those of all branches
+  strengths: Callable[[], PyTree] = lambda: ()  # of each branch, as config.sample says now
+  # (label, rows, strengths, params), inside what is compiled
+  cond: Callable[..., Cond] = lambda label, rows, strengths, params: Cond(label)
+
+
+class Branch(NamedTuple):
+  """One branch: the config that it was trained with, and what it is asked for."""
+
+  config: Any
+  hint: str  # of config.sample.hint
+
+
+def make(config: Any) -> Control:
+  """The control of config.sample; reads further branches and the files it names.  Raises UserError for what cannot be."""
+  if config.task != "controlnet":
+    return Control()
+  s = config.sample
+  branches = _branches(config)
+  sources = [make_hints(config, branch) for branch in branches]
+  others = tuple(_params_of(config, path) for path in _others(s))
+
+  def params(own: PyTree) -> PyTree:
+    return own | {"control": (own["control"], *(other["control"] for other in others))}
+
+  def cond(label: Array, rows: PyTree, strengths: PyTree, params: PyTree) -> Cond:
+    scales = zip(strengths, params["control"], strict=True)
+    scaled = tuple(_scales(s.guess, strength, branch, len(label)) for strength, branch in scales)
+    return Cond(label, tuple(pixels.to_unit(row) for row in rows), scaled)
+
+  return Control(
+    rows=lambda number: tuple(hint_of(number) for hint_of in sources),
+    params=params,
+    strengths=lambda: tuple(np.resize(np.asarray(s.control_scale, np.float32), len(branches))),
+    cond=cond,
+  )
+
+
+def check(config: Any) -> None:
+  """Raises UserError for hints and branches that cannot work with this config's model."""
+  s = config.sample
+  if config.task != "controlnet":
+    for key, default in NEEDED_BY.items():
+      if s[key] != default:
+        raise UserError(
+          f"config.sample.{key} is {s[key]!r}, which needs a control branch; this run is of the task {config.task!r}. "
+          "Train one: python -m jaxdiff.main --config configs/controlnet_cfg.py"
+        )
+    return
+  if not s.hint:
+    raise UserError(
+      f"a control branch draws by a hint: --config.sample.hint=FILE (an image, whose {config.data.hint} is found), "
+      "a folder of images, or data:SPLIT."
+    )
+  count = 1 + len(_others(s))
+  for key, found in (("hint", len(_words(s.hint))), ("control_scale", len(s.control_scale))):
+    if found not in (1, count):
+      raise UserError(
+        f"config.sample.{key} has {found} values, but {count} branches act. Give one for each, or one for all."
+      )
+  _branches(config)
+
+
+def labels_of_data(config: Any, num: int) -> np.ndarray | None:
+  """The labels of the examples whose hints are asked for, i32[num]; None where hints come from elsewhere."""
+  split = _split(config, _words(config.sample.hint)[0]) if config.task == "controlnet" else None
+  if split is None:
+    return None
+  source = _source(config, split)
+  rows = np.arange(num) % len(source)
+  return np.asarray([example["label"] for example in source.take(rows)], np.int32)
+
+
+def make_hints(config: Any, branch: Branch) -> Callable[[np.ndarray], np.ndarray]:
+  """The hints of a branch by the numbers of images, u8[B,S,S,Ch]: those of the data's examples, or of files in turn."""
+  seen = config.data.copy_and_resolve_references()
+  with seen.unlocked():
+    seen.hint = branch.config.data.hint
+  split = _split(config, branch.hint)
+  if split is not None:
+    source = _source(config, split)
+    return lambda number: data.examples(source, seen, number % len(source))["hint"]
+  every = [files.read_hint(str(path), seen, config.sample.hint_is_map) for path in _files(branch.hint)]
+  return lambda number: np.stack([every[i % len(every)] for i in number])
+
+
+def _branches(config: Any) -> list[Branch]:
+  configs = [config, *(_config_of(config, path) for path in _others(config.sample))]
+  asked = _words(config.sample.hint)
+  return [Branch(own, asked[i % len(asked)]) for i, own in enumerate(configs)]
+
+
+def _others(s: Any) -> list[Path]:
+  return [Path(word).expanduser() for word in _words(s.branches)]
+
+
+def _words(text: str) -> list[str]:
+  return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _config_of(config: Any, workdir: Path) -> Any:
+  """The config of a further branch.  Raises UserError where it is none of the same base."""
+  own = configuration.of_run(workdir)
+  name = f"{str(workdir)!r} (config.sample.branches)"
+  if own.task != "controlnet":
+    raise UserError(f"{name} holds a run of the task {own.task!r}, not a control branch.")
+  if own.model.to_dict() != config.model.to_dict() or own.control.blocks != config.control.blocks:
+    raise UserError(f"{name} is the branch of another network (config.model, config.control.blocks) than this run's.")
+  return own
+
+
+def _params_of(config: Any, workdir: Path) -> PyTree:
+  return jax.tree.map(jnp.asarray, runs.averaged_params(_config_of(config, workdir), workdir))
+
+
+def _split(config: Any, hint: str) -> str | None:
+  """The split that `data` or `data:SPLIT` names; None of anything else."""
+  kind, _, split = hint.partition(":")
+  return (split or config.data.heldout or config.data.split) if kind == "data" else None
+
+
+def _source(config: Any, split: str) -> data.Source:
+  try:
+    return data.load(config.data.source, split, skip_unreadable=config.data.skip_unreadable)
+  except data.NoSplit:
+    return data.load(config.data.source, config.data.split, skip_unreadable=config.data.skip_unreadable)
+
+
+def _files(hint: str) -> list[Path]:
+  path = Path(hint).expanduser()
+  if not path.is_dir():
+    return [path]
+  found = sorted(p for p in path.iterdir() if p.suffix.lower() in data.IMAGE_SUFFIXES)
+  if not found:
+    raise UserError(f"{hint!r} (config.sample.hint) holds no images ({', '.join(data.IMAGE_SUFFIXES)}).")
+  return found
+
+
+def _scales(guess: bool, strength: Array, branch: PyTree, rows: int) -> Array:
+  """f32[rows,n]: the strength of each of a branch's n controls; guessing, the shallow ones are weaker.
+
+  Source: Zhang et al. 2023, section 3.4 and their code ("guess mode": 0.825^(n - 1 - i) for control i of n).
+  """
+  count = controlnet.num_controls(branch)
+  shape = GUESS_DECAY ** np.arange(count - 1, -1, -1) if guess else np.ones(count)
+  return jnp.broadcast_to(strength * jnp.asarray(shape, jnp.float32), (rows, count))
