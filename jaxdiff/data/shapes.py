@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -39,7 +40,6 @@ LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as OpenCV's gray
 LEVELS = 0.2 + 0.1625 * np.arange(MAX_SHAPES + 1)  # of luma; a scene's surfaces have different ones
 LEVEL_JITTER, TEXTURE = 0.02, 0.035  # luma may leave its level by so much; the ground's by both
 RADIUS = 0.3  # of a shape at depth 1, in units of the image's side
-REACH = 1.4  # no kind's outline is farther from its centre, in radii
 ONE_HOT = np.eye(MAX_SHAPES, dtype=np.uint8).view(np.uint32)[:, 0]
 
 
@@ -85,6 +85,10 @@ def open_shapes(where: str, split: str, skip_unreadable: bool) -> Source:
   return Source(SPLITS[split], Drawer(split, size), tuple(KINDS), f"shapes-{VERSION}-{size}-{split}")
 
 
+# Drawing is many small operations: threads that did it at once would spend most of their time on Python's own lock.
+TURN = threading.Lock()
+
+
 @dataclasses.dataclass(frozen=True)
 class Drawer:
   """Draws the scenes of a split by their number."""
@@ -93,7 +97,8 @@ class Drawer:
   size: int
 
   def __call__(self, rows: Sequence[int]) -> list[Example]:
-    return [draw(scene, self.size) for scene in scenes(self.split, rows)]
+    with TURN:
+      return [draw(scene, self.size) for scene in scenes(self.split, rows)]
 
 
 # How many numbers in [0, 1) a scene is made of, and for what.
@@ -105,7 +110,8 @@ DRAWS = {
   "quarter": MAX_SHAPES,
   "x": MAX_SHAPES,
   "y": MAX_SHAPES,
-  "turn": MAX_SHAPES + 1,
+  "turn": MAX_SHAPES,
+  "texture_turn": 1,
   "slope": 1,
   "level": MAX_SHAPES + 1,
   "luma": MAX_SHAPES + 1,
@@ -122,8 +128,10 @@ def scenes(split: str, rows: Iterable[int]) -> list[Scene]:
   """The scenes of these numbers, each a function of (split, its number) alone."""
   seeds = [[list(SPLITS).index(split), row] for row in rows]
   # Only `random`, whose stream NumPy has kept: that of its other distributions may change between versions.
-  draws = np.stack([np.random.Generator(np.random.PCG64(seed)).random(sum(DRAWS.values())) for seed in seeds])
-  u = dict(zip(DRAWS, np.split(draws, np.cumsum(list(DRAWS.values()))[:-1], axis=1), strict=True))
+  *ends, total = np.cumsum(list(DRAWS.values()))
+  draws = [np.random.Generator(np.random.PCG64(seed)).random(total) for seed in seeds]
+  parts = np.split(np.reshape(draws, (len(draws), total)), ends, axis=1)
+  u = dict(zip(DRAWS, parts, strict=True))
 
   nth = np.arange(MAX_SHAPES)
   counts = 1 + (u["count"] * MAX_SHAPES).astype(int)
@@ -139,23 +147,29 @@ def scenes(split: str, rows: Iterable[int]) -> list[Scene]:
   lumas = LEVELS[np.argsort(u["level"])] + LEVEL_JITTER * (2 * u["luma"] - 1)
   hues = _hue(u["hues"] + (np.arange(MAX_SHAPES + 1) + 0.5 * u["hue"]) / (counts + 1))
   colours = _to_uint8(colour(hues[..., :-1], lumas[:, :-1], depths))
+  of_shapes = zip(kinds, depths, radii, turns, centres, np.moveaxis(colours, 0, -1), strict=True)
+  grounds = _grounds(u, hues[..., -1].T, lumas[:, -1])
+  return [
+    Scene._make([*(values[:n] for values in shapes), ground])
+    for n, shapes, ground in zip(counts[:, 0], of_shapes, grounds, strict=True)
+  ]
+
+
+def _grounds(u: dict[str, np.ndarray], hues: np.ndarray, lumas: np.ndarray) -> list[Ground]:
+  """A ground for each row of u, by the names of DRAWS."""
   slope = _cos_sin((u["slope"][:, 0] - 0.5) / 3)[:, ::-1]  # nearer downwards, more or less
-  grounds = zip(
-    hues[..., -1].T,
-    lumas[:, -1],
+  fields = zip(
+    hues,
+    lumas,
     (u["texture"][:, 0] * len(TEXTURES)).astype(int),
-    turns[:, -1],
+    _cos_sin(u["texture_turn"][:, 0]),
     2 + 3 * u["waves"][:, 0],
     (256 * u["noise"]).astype(np.uint8).reshape(-1, 8, 8),
     np.array([0.05, 0.3]) + np.array([0.1, 0.15]) * u["depths"],
     slope / np.abs(slope).sum(axis=1, keepdims=True),
     strict=True,
   )
-  of_shapes = zip(kinds, depths, radii, turns, centres, np.moveaxis(colours, 0, -1), strict=True)
-  return [
-    Scene._make([*(values[:n] for values in shapes), Ground._make(ground)])
-    for n, shapes, ground in zip(counts[:, 0], of_shapes, grounds, strict=True)
-  ]
+  return [Ground._make(values) for values in fields]
 
 
 def draw(scene: Scene, size: int) -> Example:
@@ -165,7 +179,7 @@ def draw(scene: Scene, size: int) -> Example:
   ground = _to_uint8(colour(scene.ground.hue[:, None, None], luma, depth))
   # Channels lie first here, and numbers are float32, as is fast; they are whole and below 2^24, so nothing is rounded.
   shown = _channels(_sum_sub_pixels(canvas)).reshape(-1, MAX_SHAPES).T.astype(np.float32)
-  behind = FULL - shown.sum(axis=0)
+  behind = FULL - np.ones(MAX_SHAPES, np.float32) @ shown
   colours = np.zeros((3, MAX_SHAPES), np.float32)
   colours[:, : len(scene.colours)] = scene.colours.T
   image = (colours @ shown + behind * ground.reshape(3, -1) + FULL // 2).astype(np.uint16) // FULL
@@ -174,8 +188,8 @@ def draw(scene: Scene, size: int) -> Example:
   segmentation = np.zeros((size, size), np.uint8)
   centre = _channels(canvas[GRAIN // 2 :: GRAIN, GRAIN // 2 :: GRAIN]) > 0
   for i, kind in enumerate(scene.kinds):
-    np.putmask(segmentation, centre[..., i], 1 + kind)
-    np.putmask(depth, centre[..., i], _to_uint16(scene.depths[i]))
+    segmentation[centre[..., i]] = 1 + kind
+    depth[centre[..., i]] = _to_uint16(scene.depths[i])
   return {
     "image": np.ascontiguousarray(image.astype(np.uint8).T).reshape(size, size, 3),
     "label": int(scene.kinds[0]),
@@ -219,17 +233,18 @@ def _shapes(scene: Scene, size: int) -> np.ndarray:
   for i in reversed(range(len(scene.kinds))):
     centre_x, centre_y = (scene.centres[i] * size).tolist()
     radius, (c, s) = float(scene.radii[i]) * size, scene.turns[i].tolist()
-    columns, x = _reached(centre_x, radius, size)
-    rows, y = _reached(centre_y, radius, size)
-    inside = INSIDE[scene.kinds[i]](c * x + (s * y)[:, None], (c * y)[:, None] - s * x)
-    np.putmask(canvas[rows, columns], inside, ONE_HOT[i])
+    kind = OF_NUMBER[scene.kinds[i]]
+    columns, x = _reached(centre_x, radius, kind.reach, size)
+    rows, y = _reached(centre_y, radius, kind.reach, size)
+    covered = kind.covers(c * x + (s * y)[:, None], (c * y)[:, None] - s * x)
+    np.copyto(canvas[rows, columns], ONE_HOT[i], where=covered)
   return canvas
 
 
-def _reached(centre: float, radius: float, size: int) -> tuple[slice, np.ndarray]:
+def _reached(centre: float, radius: float, reach: float, size: int) -> tuple[slice, np.ndarray]:
   """The sub-pixels of an axis that a shape may cover, and how far their centres are from its own, f32[N] in radii."""
-  reached = slice(max(int(centre - REACH * radius), 0), min(int(centre + REACH * radius) + 1, size))
-  return reached, ((np.arange(reached.start, reached.stop) + (0.5 - centre)) / radius).astype(np.float32)
+  first, last = max(int(centre - reach * radius), 0), min(int(centre + reach * radius) + 1, size)
+  return slice(first, last), ((np.arange(first, last) + (0.5 - centre)) / radius).astype(np.float32)
 
 
 def _sum_sub_pixels(canvas: np.ndarray) -> np.ndarray:
@@ -256,14 +271,14 @@ def _triangle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-  """Five points: reflections bring all into a tenth of the plane, where the edge is one line, from (0, tip) to a notch."""
+  """Five points: reflections bring all into a tenth of the plane, where the edge is one line, from (0, -tip) to a notch."""
   cos, sin = (1 + math.sqrt(5)) / 4, math.sqrt((5 - math.sqrt(5)) / 8)  # of 36 degrees
-  u, v = np.abs(u), -v
-  for across, up in ((cos, -sin), (-cos, -sin)):
-    twice = 2 * np.maximum(across * u + up * v, 0)
-    u, v = u - across * twice, v - up * twice
+  u = np.abs(u)
+  for across, down in ((cos, sin), (-cos, sin)):
+    twice = np.maximum(2 * across * u + 2 * down * v, 0)
+    u, v = u - across * twice, v - down * twice
   tip, notch = 1.35, 0.58
-  return (tip - notch * cos) * np.abs(u) + notch * sin * v < notch * sin * tip
+  return (tip - notch * cos) * np.abs(u) - notch * sin * v < notch * sin * tip
 
 
 def _ring(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -276,15 +291,22 @@ def _cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
   return (np.maximum(u, v) < 1.11) & (np.minimum(u, v) < 0.37)
 
 
-KINDS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-  "circle": _circle,
-  "square": _square,
-  "triangle": _triangle,
-  "star": _star,
-  "ring": _ring,
-  "cross": _cross,
+class Kind(NamedTuple):
+  """An outline, in units of the shape's radius."""
+
+  reach: float  # from the centre to the farthest point, at least
+  covers: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+KINDS = {
+  "circle": Kind(1.0, _circle),
+  "square": Kind(1.21, _square),
+  "triangle": Kind(1.36, _triangle),
+  "star": Kind(1.36, _star),
+  "ring": Kind(1.08, _ring),
+  "cross": Kind(1.18, _cross),
 }
-INSIDE = list(KINDS.values())
+OF_NUMBER = list(KINDS.values())
 
 
 def _ground(ground: Ground, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -325,7 +347,7 @@ def _noise(ground: Ground, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _wave(phase: np.ndarray) -> np.ndarray:
   """A wave of period 1 between -1 and 1 with flat tops and straight slopes."""
-  return np.clip(8 * np.abs(phase % 1 - 0.5) - 2, -1, 1)
+  return np.clip(8 * np.abs(phase - np.floor(phase) - 0.5) - 2, -1, 1)
 
 
 TEXTURES = [_gradient, _stripes, _checker, _noise]  # (ground, x, y) -> f64[S,S] in [-1, 1]

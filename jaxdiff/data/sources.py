@@ -17,7 +17,7 @@ def load(spec: str, split: str = "train", *, skip_unreadable: bool = False) -> S
 
   `digits`                    scikit-learn's 1,797 real 8x8 digits, which come inside its wheel
   `shapes[:<size>]`           scenes drawn when they are read, 32x32 or <size> from 32 to 128, with maps of kind and depth;
-                              50,000 to train, 5,000 to test; 0.25 ms each at 32x32, so in_memory takes 13 s to start
+                              50,000 to train, 5,000 to test; 0.2 ms each at 32x32, so that in_memory=True draws for 12 s first
   `tfds:<name>[/config]`      a TFDS set prepared as ArrayRecord, in $TFDS_DATA_DIR or ~/tensorflow_datasets,
                               or in DIR with `tfds:<name>?DIR`; `tfds:<directory>` reads a prepared directory
   `idx:<dir>`                 IDX files as MNIST and Fashion-MNIST ship them, .gz or not

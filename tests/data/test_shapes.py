@@ -69,6 +69,10 @@ def test_an_example_is_a_function_of_its_number():
   assert len({mark([e]) for e in together}) == len(rows)
 
 
+def test_no_rows_are_no_scenes():
+  assert shapes.scenes("train", []) == data.load("shapes").take([]) == []
+
+
 def test_another_process_draws_the_same():
   code = "import sys; sys.path.insert(0, '.'); from tests.data.test_shapes import mark; from jaxdiff.data import load;"
   code += "print(mark(load('shapes:48', 'test').take(range(20))))"
@@ -165,10 +169,13 @@ def test_edges_are_mixed_by_area(monkeypatch):
     colours=np.array([[255] * 3], np.uint8),
     ground=scene.ground._replace(luma=0.0),
   )
-  column = shapes.draw(square, 32)["image"][:, 16]
+  example = shapes.draw(square, 32)
+  column = example["image"][:, 16]
   expected = np.zeros(32)
   expected[8], expected[9:24], expected[24] = round(0.75 * 255), 255, round(0.25 * 255)
   np.testing.assert_array_equal(column, expected[:, None].repeat(3, axis=1))
+  # The maps go by pixels' centres: at 8.5 inside, at 24.5 no longer.
+  assert np.flatnonzero(example["maps"]["segmentation"][:, 16]).tolist() == list(range(8, 24))
 
 
 def test_the_nearest_shape_is_in_sight_and_of_a_size_to_tell(some):
