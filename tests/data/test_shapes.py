@@ -233,6 +233,13 @@ def test_kinds_have_the_area_of_their_formula():
       assert covered == pytest.approx(areas[kind] * 0.3**2, rel=0.015)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_outline_is_cut_off(kind):
+  v, u = np.mgrid[-1.5:1.5:1001j, -1.5:1.5:1001j]
+  farthest = np.hypot(u, v)[shapes.KINDS[kind].covers(u, v)].max()
+  assert 0.98 * shapes.KINDS[kind].reach < farthest <= shapes.KINDS[kind].reach
+
+
 def test_colours_tell_depth(some):
   for _, example in some:
     depth = example["maps"]["depth"]
