@@ -33,6 +33,8 @@ def get_config(preset: str = "") -> ConfigDict:
   c.control.label_dropout = 0.5  # share of examples without label, so that the hint is read
   c.control.hint_dropout = 0.0  # share of examples with an empty hint
   c.control.unlock_decoder = False  # train the decoder of a UNet too
+  # how hints are found in drawn images, to score these, as segmentation(onnx=FILE); empty: as config.data.hint
+  c.control.reader = ""
   base.short_run(c)
   c.data.heldout = "test"  # the hints of the pictures that are drawn while training
   c.sample.hint = "data"

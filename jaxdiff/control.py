@@ -100,6 +100,20 @@ def labels_of_data(config: Any, num: int) -> np.ndarray | None:
   return np.asarray([example["label"] for example in source.take(rows)], np.int32)
 
 
+def own_hints(config: Any) -> Callable[[np.ndarray], np.ndarray]:
+  """The hints of the run's own branch by the numbers of images, u8[B,S,S,Ch]."""
+  return make_hints(config, _branches(config)[0])
+
+
+def real_images(config: Any, number: np.ndarray) -> np.ndarray | None:
+  """The images u8[N,S,S,C] whose hints are asked for; None where hints come from files."""
+  split = _split(config, _words(config.sample.hint)[0])
+  if split is None:
+    return None
+  source = _source(config, split)
+  return data.examples(source, config.data, number % len(source))["image"]
+
+
 def make_hints(config: Any, branch: Branch) -> Callable[[np.ndarray], np.ndarray]:
   """The hints of a branch by the numbers of images, u8[B,S,S,Ch]: those of the data's examples, or of files in turn."""
   seen = config.data.copy_and_resolve_references()

@@ -33,11 +33,13 @@ def _pictures(config: Any) -> int:
   return config.train.sample_every
 
 
+DRAWN = (
+  Part(sample.make_preview, _pictures),
+  Part(quick.make_preview, lambda config: config.eval.every, quick.is_wanted),
+)
 PREVIEWS: dict[str, tuple[Part, ...]] = {
-  "denoise": (
-    Part(sample.make_preview, _pictures),
-    Part(quick.make_preview, lambda config: config.eval.every, quick.is_wanted),
-  ),
+  "denoise": DRAWN,
+  "controlnet": (*DRAWN, Part(sample.make_bounds_preview, _pictures)),
   "classifier": (Part(accuracy.make_preview, _pictures),),
 }
 

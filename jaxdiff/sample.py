@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdiff import classifiers, data, parallel, pictures, reporting, runs, steering
+from jaxdiff import classifiers, control, data, fidelity, parallel, pictures, reporting, runs, steering
 from jaxdiff.draw import Draw, check, make_draw, times
 from jaxdiff.reporting import Shown
 from jaxdiff.tasks import process
@@ -26,7 +26,14 @@ FILM_ROWS = 8
 
 
 def labels(config: Any, num: int) -> np.ndarray:
-  """The labels of num images: config.sample.labels in turn, or all classes in turn, or none where none has a part.  i32[num]."""
+  """The labels of num images: config.sample.labels in turn, or all classes in turn, or none where none has a part.  i32[num].
+
+  Where their hints are those of the data's examples (config.sample.hint), these have labels too.
+  """
+  if not config.sample.labels and steering.asks_for_labels(config):
+    of_data = control.labels_of_data(config, num)
+    if of_data is not None:
+      return of_data
   classes = classifiers.num_classes(config) if steering.asks_for_labels(config) else 0
   wanted = config.sample.labels or tuple(range(classes)) or (NULL_LABEL,)
   return np.resize(np.asarray(wanted, np.int32), num)
@@ -55,10 +62,13 @@ def run(config: Any, workdir: Path) -> None:
     for drawn in draw_all(make_draw(config, task, strategy.place_rows), state, label, batch_size):
       images.append(drawn)
       bar.update(len(drawn))
-  every = np.concatenate(images)
+  every, number, look = np.concatenate(images), np.arange(s.num), fidelity.make(config)
   pictures.save_npz(workdir / "samples.npz", every, label)
-  save_grid(workdir / "samples.png", every[:MAX_TILES], label, names)
+  tiles = look.tiles(every[:MAX_TILES], number[:MAX_TILES])
+  save_grid(workdir / "samples.png", tiles, label, names)
   logger.info("%d images of step %d: %s and samples.npz.", s.num, int(state.step), workdir / "samples.png")
+  for name, value in look.numbers(every, number).items():
+    logger.info("%s %.3f", name, value)
 
 
 def make_preview(
@@ -74,16 +84,45 @@ def make_preview(
   draw = make_draw(config, task, strategy.place_rows)
   label = labels(config, _multiple(min(config.sample.num, MAX_TILES)))
   visited, names = times(config, process.build_schedule(config.diffusion)), source.label_names
+  look, number = fidelity.make(config), np.arange(len(label))
 
   def preview(state: Any, step: int, is_last: bool = False) -> Shown:
-    images = draw(state, np.arange(len(label)), label)
-    shown = {"samples": save_grid(workdir / "samples" / f"{step:07d}.png", images, label, names)}
+    images = draw(state, number, label)
+    path = workdir / "samples" / f"{step:07d}.png"
+    shown = {"samples": save_grid(path, look.tiles(images, number), label, names)}
     if is_last:
       few = label[: _multiple(FILM_ROWS)]
-      path = draw(state, np.arange(len(few)), few, record=True)
-      shown["denoising"] = pictures.film_strip(path, visited, _named(few, names))
+      frames = draw(state, np.arange(len(few)), few, record=True)
+      shown["denoising"] = pictures.film_strip(frames, visited, _named(few, names))
       pictures.save_png(workdir / "denoising.png", shown["denoising"])
-    return Shown(shown, {})
+    return Shown(shown, look.numbers(images, number))
+
+  return preview
+
+
+def make_bounds_preview(
+  config: Any, task: Task, strategy: parallel.Strategy, source: data.Source, workdir: Path
+) -> Callable[..., Shown]:
+  """The function preview(state, step, is_last) -> Shown: what the pictures' number would be without control, and of real images.
+
+  It draws them once, as the base does not change.
+  """
+  del source, workdir
+  label = labels(config, _multiple(min(config.sample.num, MAX_TILES)))
+  number, look = np.arange(len(label)), fidelity.make(config)
+  without = config.copy_and_resolve_references()
+  without.sample.control_scale = (0.0,)
+  draw = make_draw(without, task, strategy.place_rows)
+
+  kept: list[dict[str, float]] = []
+
+  def preview(state: Any, step: int, is_last: bool = False) -> Shown:
+    del step, is_last
+    if not kept:
+      alone = look.numbers(draw(state, number, label), number)
+      bounds = {f"{name}/without": value for name, value in alone.items()}
+      kept.append(bounds | fidelity.of_real_images(config, number))
+    return Shown({}, kept[0])
 
   return preview
 

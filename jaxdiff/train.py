@@ -163,5 +163,5 @@ def _report(
     )
   rate = watch.rate(row.step) * batch_size
   log.scalars(row.step, row.means | {"images_per_s": rate})
-  others = {name: mean for name, mean in row.means.items() if name != "learning_rate"}
+  others = {name: mean for name, mean in row.means.items() if name != "learning_rate" and "/" not in name}
   bar.show(**{"loss": row.means["loss"]} | others, images_per_s=rate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -35,6 +35,8 @@ class Source:
   read: Callable[[Sequence[int]], list[Example]]  # picklable, safe to call from several threads
   label_names: tuple[str, ...]
   fingerprint: str  # the same data gives the same string on every machine, wherever it lies
+  # what can be read off any image of this kind: name of a map -> function u8[H,W,C] -> the map [H,W]
+  detectors: Mapping[str, Callable[[np.ndarray], np.ndarray]] = dataclasses.field(default_factory=dict)
 
   @property
   def num_classes(self) -> int:

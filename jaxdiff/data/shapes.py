@@ -82,7 +82,8 @@ def open_shapes(where: str, split: str, skip_unreadable: bool) -> Source:
     raise base.NoSplit(
       f"data source 'shapes' has the splits 'train' and 'test', not {split!r} (config.data.split)."
     )
-  return Source(SPLITS[split], Drawer(split, size), tuple(KINDS), f"shapes-{VERSION}-{size}-{split}")
+  mark = f"shapes-{VERSION}-{size}-{split}"
+  return Source(SPLITS[split], Drawer(split, size), tuple(KINDS), mark, {"depth": apparent_depth})
 
 
 # Drawing is many small operations: threads that did it at once would spend most of their time on Python's own lock.

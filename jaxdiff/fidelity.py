@@ -1,0 +1,71 @@
+"""How well drawn images obey their hints: what was asked for beside what is found in them, as pictures and as a number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxdiff import control, data
+from jaxdiff.data import hints
+from jaxdiff.data.hints import maps
+from jaxdiff.scores.fidelity import FIDELITY
+
+Reader = Callable[[np.ndarray], np.ndarray]  # images u8[N,H,W,C] -> the hints found in them, u8[N,H,W,Ch]
+
+
+class Look(NamedTuple):
+  """What of drawn images is shown: for models without a branch, the images and no more.  Both take (images, numbers)."""
+
+  tiles: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda images, number: images
+  numbers: Callable[[np.ndarray, np.ndarray], dict[str, float]] = lambda images, number: {}
+
+
+def make(config: Any) -> Look:
+  """The look of config's task: with a control branch, hint, image and the hint found in it side by side.
+
+  The number is scores.fidelity's for the kind of hint, of the run's own branch; it is left out where hints cannot be found
+  in images, as depths without a network.
+  """
+  if config.task != "controlnet":
+    return Look()
+  asked_of = control.own_hints(config)
+  kind, reader = hints.parse(config.data.hint).name, make_reader(config)
+
+  def tiles(images: np.ndarray, number: np.ndarray) -> np.ndarray:
+    shown = [asked_of(number), images] + ([reader(images)] if reader else [])
+    return np.concatenate([as_rgb(a) for a in shown], axis=2)
+
+  def numbers(images: np.ndarray, number: np.ndarray) -> dict[str, float]:
+    return {f"hint/{kind}": FIDELITY[kind](asked_of(number), reader(images))} if reader else {}
+
+  return Look(tiles, numbers)
+
+
+def of_real_images(config: Any, number: np.ndarray) -> dict[str, float]:
+  """The number of the very images that hints were made of, which is as good as it can be; none where hints are of files."""
+  found, reader = control.real_images(config, number), make_reader(config)
+  if found is None or reader is None:
+    return {}
+  kind = hints.parse(config.data.hint).name
+  return {f"hint/{kind}/real": FIDELITY[kind](control.own_hints(config)(number), reader(found))}
+
+
+def make_reader(config: Any) -> Reader | None:
+  """How the hints of config.data.hint are found in images: by config.control.reader, else by the source's own detector,
+  else as they are made; None where they are maps that no detector finds.
+  """
+  hint = hints.parse(config.control.reader or config.data.hint, train=False)
+  source = data.load(config.data.source, config.data.split, skip_unreadable=config.data.skip_unreadable)
+  if not config.control.reader:
+    if hint.name in source.detectors:
+      read, reading = source.detectors[hint.name], maps.READINGS[hint.name]
+      return lambda images: np.stack([reading.finish(read(image)[..., None], hint.arguments) for image in images])
+    if not hint.arguments.get("onnx") and (hint.name == "depth" or hint.name in source[0].get("maps", {})):
+      return None
+  return lambda images: np.stack([hints.detect(hint, image) for image in images])
+
+
+def as_rgb(images: np.ndarray) -> np.ndarray:
+  return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
