@@ -23,6 +23,12 @@ def get_config() -> ConfigDict:
   c.data.resize = "auto"  # auto: shorter side to image_size, then crop | pad: zeros around smaller images
   c.data.random_crop = False  # False crops the centre
   c.data.random_flip = False  # left-right, half of the examples
+  # what a control branch is steered by, made of each image: canny(low=50.0,high=150.0) | hough(detector=hough) | scribble
+  # | segmentation(colours=6) | depth(near=bright) ; empty: no hints. See docs/hints.md
+  c.data.hint = ""
+  c.data.hint_maps = (
+    ""  # read hints from this folder instead: for <class>/a.jpg of a folder: source, <class>/a.png
+  )
   c.data.in_memory = True  # keep decoded images in RAM (small sets)
   c.data.skip_unreadable = False  # True drops files that cannot be decoded, with a warning
   c.data.workers = 0  # decoding processes; 0 decodes in threads of this process

@@ -2,16 +2,17 @@
 
     source = load("idx:/usr/share/datasets/fashion-mnist")
     for batch in stream(source, config.data, batch_size=128, seed=0, start=step):
-      ...  # {"image": uint8[b,S,S,C], "label": int32[b], "index": uint32[b]}
+      ...  # {"image": uint8[b,S,S,C], "label": int32[b], "index": uint32[b]}, and "hint": uint8[b,S,S,Ch] if asked for
 
 `sources` opens what lies on disk, `transforms` makes every image one size, `pipeline` orders and batches,
-`ahead` makes batches before they are asked for, `prepare` writes a source as a TFDS ArrayRecord set. Images stay
+`ahead` makes batches before they are asked for, `hints` are what a control branch is steered by, `prepare` writes a source as a TFDS ArrayRecord set. Images stay
 uint8 until `pixels` scales them on the device.
 """
 
 from jaxdiff.data.ahead import device_prefetch
 from jaxdiff.data.base import Source
+from jaxdiff.data.files import read_hint
 from jaxdiff.data.pipeline import check_labels, epoch, fingerprint, stream
 from jaxdiff.data.sources import load
 
-__all__ = ["Source", "check_labels", "device_prefetch", "epoch", "fingerprint", "load", "stream"]
+__all__ = ["Source", "check_labels", "device_prefetch", "epoch", "fingerprint", "load", "read_hint", "stream"]

@@ -13,10 +13,11 @@ import numpy as np
 
 from jaxdiff.errors import UserError
 
-# "image" uint8[H,W,C] with C of 1 or 3, "label" int; "maps" in some sources: a dict of what is exactly known of the image,
-# "segmentation" uint8[H,W] labels and "depth" uint16[H,W], larger is nearer
+# "image" uint8[H,W,C] with C of 1 or 3, "label" int; perhaps "maps", what belongs to the image: {"segmentation":
+# uint8[H,W] labels, "depth": uint8 or uint16 [H,W], larger where something is nearer}
 Example = dict[str, Any]
-HostBatch = dict[str, np.ndarray]  # "image" uint8[B,S,S,C], "label" int32[B], "index" uint32[B]
+# "image" uint8[B,S,S,C], "label" int32[B], "index" uint32[B]; "hint" uint8[B,S,S,Ch] where config.data.hint asks for it
+HostBatch = dict[str, np.ndarray]
 
 
 class NoSplit(UserError):
@@ -37,6 +38,7 @@ class Source:
   fingerprint: str  # the same data gives the same string on every machine, wherever it lies
   # what can be read off any image of this kind: name of a map -> function u8[H,W,C] -> the map [H,W]
   detectors: Mapping[str, Callable[[np.ndarray], np.ndarray]] = dataclasses.field(default_factory=dict)
+  files: tuple[str, ...] = ()  # of a folder: each example's file, relative to the folder that was named
 
   @property
   def num_classes(self) -> int:
@@ -67,13 +69,17 @@ def from_arrays(kind: str, images: np.ndarray, labels: np.ndarray, label_names: 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ArrayReader:
-  """Reads examples from a sequence of images uint8[H,W,C] and their labels int[N]."""
+  """Reads examples from sequences: images uint8[H,W,C], their labels int[N], and perhaps the maps of each."""
 
   images: Any
   labels: np.ndarray
+  maps: Sequence[dict[str, np.ndarray]] = ()
 
   def __call__(self, rows: Sequence[int]) -> list[Example]:
-    return [{"image": self.images[i], "label": int(self.labels[i])} for i in rows]
+    return [
+      {"image": self.images[i], "label": int(self.labels[i])} | ({"maps": self.maps[i]} if self.maps else {})
+      for i in rows
+    ]
 
 
 def digest(*parts: Any) -> str:

@@ -1,13 +1,15 @@
-"""One image file at a time, as the model of a config sees it."""
+"""One image or hint file at a time, as the model of a config sees it."""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxdiff.data import decode, transforms
+from jaxdiff.data import decode, hinted, hints, pairs, transforms
+from jaxdiff.data.hints import maps
 from jaxdiff.errors import UserError
 
 
@@ -28,6 +30,28 @@ def read_image(path: str, mask_path: str, data: Any) -> tuple[np.ndarray, np.nda
       f"the mask {mask_path!r} is {sizes[0]} pixels, its image {sizes[1]}. Make them of one size."
     )
   return transforms.fit(image, view), transforms.fit(mask, view._replace(channels=1)) > 127
+
+
+def read_hint(path: str, data: Any, is_map: bool) -> np.ndarray:
+  """A file as the hint that config.data.hint describes, without augmentation: uint8[S,S,Ch].
+
+  An image, of any size, from which the hint is made; or with `is_map` a hint that is ready: a drawing of any size for a
+  scribble, else a map of the model's size: edges or lines, labels or colours, depths.
+  Raises UserError for a file that cannot be read or does not suit, and a hint in which there is nothing to follow.
+  """
+  hint = hinted.asked(data, train=False)
+  if hint is None:
+    raise UserError("config.data.hint is empty: this model follows no hints.")
+  view = transforms.view(data, train=False)
+  if not is_map:
+    found = hints.detect(hint, transforms.fit(_read(path, view.channels), view))
+  elif hint.name == "scribble":
+    resize = functools.partial(transforms.fit, v=view._replace(channels=1))
+    found = maps.from_drawing(_read(path, 3), resize, view.size)
+  else:
+    found = maps.READINGS[hint.name].finish(pairs.read(path, hint.name), hint.arguments)
+  hints.check_map(found, hint.channels, view.size, f"the hint {hint.name!r} of {path!r}")
+  return found
 
 
 def _read(path: str, channels: int) -> np.ndarray:

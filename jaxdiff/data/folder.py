@@ -50,7 +50,13 @@ def open_folder(where: str, split: str, skip_unreadable: bool) -> Source:
   names = tuple(name for name, _ in files)
   labels = np.array([label for _, label in files], np.int32)
   mark = base.digest(classes, names, [os.path.getsize(root / name) for name in names])
-  return Source(len(files), FileReader(root, names, labels), classes, f"folder-{len(files)}-{mark}")
+  return Source(
+    size=len(files),
+    read=FileReader(root, names, labels),
+    label_names=classes,
+    fingerprint=f"folder-{len(files)}-{mark}",
+    files=tuple((root.relative_to(given) / name).as_posix() for name in names),
+  )
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff.data import transforms
+from jaxdiff.data import hinted, pairs, transforms
 from jaxdiff.data.ahead import Ahead
-from jaxdiff.data.base import ArrayReader, HostBatch, Source
+from jaxdiff.data.base import ArrayReader, Example, HostBatch, Source
+from jaxdiff.data.hints import Hint
 from jaxdiff.data.transforms import View
 from jaxdiff.errors import UserError
 
@@ -41,17 +42,24 @@ def stream(
   iterator (or leaving it to the garbage collector) ends its threads and worker processes. Workers are started by
   spawning, so a script that asks for them needs `if __name__ == "__main__":`.
 
-  Shapes: image: uint8[b,S,S,C]; label: int32[b]; index: uint32[b], the position; b = batch_size / process_count.
+  Shapes: image: uint8[b,S,S,C]; label: int32[b]; index: uint32[b], the position; b = batch_size / process_count; with
+    config.data.hint also hint: uint8[b,S,S,Ch].
   Raises:
-    UserError: batch size and processes do not suit each other or the source, or a config value is wrong.
+    UserError: batch size and processes do not suit each other or the source, a config value is wrong, or what a hint
+      needs is not there.
   """
   check_sizes(len(source), batch_size, process_count)
   check_reading(data)
   share = batch_size // process_count
   view = transforms.view(data, train=train)
+  hint = hinted.asked(data, train=train)
+  source = hinted.with_maps(source, data, hint)
+  if hint:
+    check_hint(source, view, hint, all_maps=bool(data.get("hint_maps")) and not data.in_memory)
   read = BatchReader(
-    source=hold(source, view, data.threads) if data.in_memory else source,
+    source=hold(source, view, data.threads, hint) if data.in_memory else source,
     view=view,
+    hint=hint,
     seed=check_seed(seed),
     shuffle=train,
     batch_size=batch_size,
@@ -63,9 +71,11 @@ def stream(
 def epoch(source: Source, data: Any, batch_size: int) -> Iterator[HostBatch]:
   """One pass in the source's own order, not augmented; the last batch holds what is left."""
   view = transforms.view(data, train=False)
+  hint = hinted.asked(data, train=False)
+  source = hinted.with_maps(source, data, hint)
   for first in range(0, len(source), batch_size):
     rows = np.arange(first, min(first + batch_size, len(source)))
-    yield assemble(source, rows, rows.astype(np.uint32), 0, view)
+    yield assemble(source, rows, rows.astype(np.uint32), 0, view, hint)
 
 
 def fingerprint(source: Source, data: Any, *, batch_size: int, seed: int) -> dict[str, Any]:
@@ -78,6 +88,7 @@ def fingerprint(source: Source, data: Any, *, batch_size: int, seed: int) -> dic
     "batch_size": int(batch_size),
     "first_rows": [int(row) for row in first],
     **{f"view.{name}": value for name, value in view._asdict().items()},
+    **hinted.fingerprint(source, data),
   }
 
 
@@ -123,6 +134,13 @@ def check_reading(data: Any) -> None:
     )
 
 
+def check_hint(source: Source, view: View, hint: Hint, all_maps: bool) -> None:
+  """Makes one hint, so that what it lacks is told at once; of files with maps, reads all if they are few."""
+  if all_maps:
+    pairs.check(source)
+  assemble(source, np.array([0]), np.array([0], np.uint32), 0, view, hint)
+
+
 def check_seed(seed: int) -> int:
   if not 0 <= seed < 2**32:
     raise UserError(f"seed {seed} is outside 0 .. 2^32 - 1 (config.seed).")
@@ -145,6 +163,7 @@ class BatchReader:
 
   source: Source
   view: View
+  hint: Hint | None
   seed: int
   shuffle: bool
   batch_size: int
@@ -152,7 +171,8 @@ class BatchReader:
 
   def __call__(self, number: int) -> HostBatch:
     positions = number * self.batch_size + np.arange(self.batch_size)[self.share]
-    return assemble(self.source, self.rows(positions), positions.astype(np.uint32), self.seed, self.view)
+    index = positions.astype(np.uint32)
+    return assemble(self.source, self.rows(positions), index, self.seed, self.view, self.hint)
 
   def rows(self, positions: np.ndarray) -> np.ndarray:
     """Which example of the source lies at each position of the stream."""
@@ -163,32 +183,43 @@ class BatchReader:
     return np.array([rows_of[e][row] for e, row in zip(epochs, rows, strict=True)])
 
 
-def assemble(source: Source, rows: np.ndarray, index: np.ndarray, seed: int, view: View) -> HostBatch:
-  """The batch of these rows, seen as `view` says."""
+def assemble(
+  source: Source, rows: np.ndarray, index: np.ndarray, seed: int, view: View, hint: Hint | None = None
+) -> HostBatch:
+  """The batch of these rows, seen as `view` says, with the hints of what is seen."""
   examples = source.take(rows)
   images = [transforms.fit(example["image"], view) for example in examples]
   labels = np.array([example["label"] for example in examples], np.int32)
-  return {"image": transforms.augment(images, index, seed, view), "label": labels, "index": index}
+  batch = {"image": transforms.augment(images, index, seed, view), "label": labels, "index": index}
+  if hint:
+    batch["hint"] = hinted.of_batch(examples, batch["image"], index, seed, view, hint)
+  return batch
 
 
-def hold(source: Source, view: View, threads: int) -> Source:
-  """The source with all its images decoded, fitted and kept in memory.
+def hold(source: Source, view: View, threads: int, hint: Hint | None = None) -> Source:
+  """The source with all its images, and the maps of its hint, decoded, fitted and kept in memory.
 
   Raises:
     UserError: they would fill the machine's memory.
   """
-  need = len(source) * view.size**2 * view.channels
+  a_map = hinted.fit_map(source[0], view, hint) if hint else None
+  bytes_a_pixel = view.channels + (a_map.itemsize * a_map.shape[-1] if a_map is not None else 0)
+  need = len(source) * view.size**2 * bytes_a_pixel
   have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
   if need > 0.8 * have:
     raise UserError(
-      f"{len(source)} images of {view.size}x{view.size}x{view.channels} need {need / 2**30:.0f} GiB, the machine has"
+      f"{len(source)} images of {view.size}x{view.size}x{bytes_a_pixel} need {need / 2**30:.0f} GiB, the machine has"
       f" {have / 2**30:.0f} GiB: read them from disk with --config.data.in_memory=False."
     )
 
-  def read(rows: np.ndarray) -> list[tuple[np.ndarray, int]]:
-    return [(transforms.fit(example["image"], view), example["label"]) for example in source.take(rows)]
+  def read(rows: np.ndarray) -> list[tuple[np.ndarray, int, dict[str, np.ndarray]]]:
+    return [(transforms.fit(e["image"], view), e["label"], held_map(e)) for e in source.take(rows)]
+
+  def held_map(example: Example) -> dict[str, np.ndarray]:
+    fitted = hinted.fit_map(example, view, hint)
+    return {hint.name: fitted} if hint and fitted is not None else {}
 
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     parts = pool.map(read, np.array_split(np.arange(len(source)), 1 + len(source) // 256))
-    images, labels = zip(*itertools.chain.from_iterable(parts), strict=True)
-  return dataclasses.replace(source, read=ArrayReader(images, np.array(labels)))
+    images, labels, maps = zip(*itertools.chain.from_iterable(parts), strict=True)
+  return dataclasses.replace(source, read=ArrayReader(images, np.array(labels), maps if hint else ()))

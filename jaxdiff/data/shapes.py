@@ -83,7 +83,7 @@ def open_shapes(where: str, split: str, skip_unreadable: bool) -> Source:
       f"data source 'shapes' has the splits 'train' and 'test', not {split!r} (config.data.split)."
     )
   mark = f"shapes-{VERSION}-{size}-{split}"
-  return Source(SPLITS[split], Drawer(split, size), tuple(KINDS), mark, {"depth": apparent_depth})
+  return Source(SPLITS[split], Drawer(split, size), tuple(KINDS), mark, detectors={"depth": apparent_depth})
 
 
 # Drawing is many small operations: threads that did it at once would spend most of their time on Python's own lock.

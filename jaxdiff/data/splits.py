@@ -38,6 +38,7 @@ def share(source: Source, split: str, bounds: tuple[str, str]) -> Source:
     source,
     size=len(rows),
     read=ShareReader(source, rows),
+    files=tuple(source.files[row] for row in rows) if source.files else (),
     fingerprint=f"{source.fingerprint}[{start}:{stop}]",
   )
 

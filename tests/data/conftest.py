@@ -27,6 +27,8 @@ def section() -> Callable[..., ml_collections.ConfigDict]:
         "resize": "auto",
         "random_crop": False,
         "random_flip": False,
+        "hint": "",
+        "hint_maps": "",
         "in_memory": False,
         "workers": 0,
         "threads": 2,

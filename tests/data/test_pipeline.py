@@ -109,7 +109,7 @@ def test_any_division_is_a_slice_of_one_sequence(numbered, size, share, count, s
   sequence = np.concatenate([pipeline.order(seed, e, size) for e in range((start + 1) * batch // size + 1)])
   view = transforms.View(4, 1, "auto", False, False)
   for k in range(count):
-    reader = pipeline.BatchReader(source, view, seed, True, batch, slice(k * share, (k + 1) * share))
+    reader = pipeline.BatchReader(source, view, None, seed, True, batch, slice(k * share, (k + 1) * share))
     first = start * batch + k * share
     np.testing.assert_array_equal(rows([reader(start)]), sequence[first : first + share])
 
@@ -183,14 +183,15 @@ from jaxdiff.errors import UserError
 if __name__ == "__main__":
   source = data.load("digits")
   s = ConfigDict(dict(image_size=8, channels=1, resize="auto", random_crop=True, random_flip=True,
-                      in_memory=False, workers=0, threads=1, prefetch=2))
+                      in_memory=False, workers=0, threads=1, prefetch=2,
+                      hint="scribble", hint_maps=""))
   streams = {}
   for workers in (0, 2):
     s.workers = workers
     streams[workers] = data.stream(source, s, batch_size=64, seed=1, start=3)
   for t in range(40):
     one, other = next(streams[0]), next(streams[2])
-    for key in ("image", "index", "label"):
+    for key in ("hint", "image", "index", "label"):
       np.testing.assert_array_equal(one[key], other[key])
       assert type(other[key]) is np.ndarray, "memory that Grain may take back"
   # Ctrl-C reaches all processes of a terminal; the run decides when to stop, and until then it needs batches.
@@ -204,7 +205,7 @@ if __name__ == "__main__":
   folder = data.load("folder:" + sys.argv[1])
   for path in pathlib.Path(sys.argv[1]).glob("cat/*"):
     path.unlink()
-  s.channels, s.workers = 3, 1
+  s.channels, s.workers, s.hint = 3, 1, ""
   broken = data.stream(folder, s, batch_size=6, seed=0)
   try:
     next(broken)
