@@ -118,7 +118,8 @@ def check_same_run(manager: Manager, run: dict[str, Any], allow_change: bool) ->
   saved = latest_run(manager)
   if saved is None:
     return
-  changed = configuration.differences(saved["config"], run["config"], ignore=configuration.AFTERWARDS)
+  before, now = (configuration.completed(each["config"]) for each in (saved, run))
+  changed = configuration.differences(before, now, ignore=configuration.AFTERWARDS)
   changed += [f"data {line}" for line in configuration.differences(saved["data"], run["data"])]
   if not changed:
     return

@@ -117,21 +117,22 @@ def from_json(text: str) -> ConfigDict:
 
 
 def of_run(workdir: Path) -> ConfigDict:
-  """The config that a run keeps in its workdir.  Raises UserError where there is none.
-
-  Keys of the sections that train nothing (AFTERWARDS), which the run's version did not have, get their defaults.
-  """
+  """The config that a run keeps in its workdir, completed.  Raises UserError where there is none."""
   saved = workdir / "config.json"
   if not saved.is_file():
     raise UserError(f"there is no run in {str(workdir)!r} (no config.json).")
-  config = from_json(saved.read_text())
-  if BASE.is_file():
-    defaults = _get_config(BASE)()
-    config.unlock()
-    for section in AFTERWARDS:
-      saved_there = config[section].to_dict() if section in config else {}
-      config[section] = ConfigDict(defaults[section].to_dict() | saved_there)
-  return config.lock()
+  return ConfigDict(completed(from_json(saved.read_text()).to_dict())).lock()
+
+
+def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
+  """A saved config with the keys of configs/base.py that its version did not have yet, at their defaults.
+
+  A new key's default is what was done before there was one.
+  """
+  if not BASE.is_file():
+    return dict(saved)
+  defaults = {key: value for key, value in _get_config(BASE)().to_dict().items() if isinstance(value, dict)}
+  return dict(saved) | {key: section | saved.get(key, {}) for key, section in defaults.items()}
 
 
 def _unknown_key(key: str, known: Mapping[str, Any]) -> UserError:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff import configuration, data, runs
-from jaxdiff.data import files, hints, pixels
+from jaxdiff.data import pixels
 from jaxdiff.errors import UserError
 from jaxdiff.tasks import controlnet
 from jaxdiff.types import Array, Cond, PyTree
@@ -26,7 +26,9 @@ NEEDED_BY = {"hint": "", "hint_is_map": False, "control_scale": (1.0,), "branche
 class Control(NamedTuple):
   """What is asked of an image beside its label; the identity for models without a branch."""
 
-  rows: Callable[[np.ndarray], PyTree] = lambda number: ()  # numbers of images -> the hint of each branch, u8[B,S,S,Ch]
+  rows: Callable[[np.ndarray], PyTree] = (
+    lambda number: ()
+  )  # numbers of images -> the hint of each branch, u8[B,S,S,Ch]
   params: Callable[[PyTree], PyTree] = lambda params: params  # a run's -> those of all branches
   strengths: Callable[[], PyTree] = lambda: ()  # of each branch, as config.sample says now
   # (label, rows, strengths, params), inside what is compiled
@@ -123,7 +125,7 @@ def make_hints(config: Any, branch: Branch) -> Callable[[np.ndarray], np.ndarray
   if split is not None:
     source = _source(config, split)
     return lambda number: data.examples(source, seen, number % len(source))["hint"]
-  every = [files.read_hint(str(path), seen, config.sample.hint_is_map) for path in _files(branch.hint)]
+  every = [data.read_hint(str(path), seen, config.sample.hint_is_map) for path in _files(branch.hint)]
   return lambda number: np.stack([every[i % len(every)] for i in number])
 
 
@@ -148,7 +150,9 @@ def _config_of(config: Any, workdir: Path) -> Any:
   if own.task != "controlnet":
     raise UserError(f"{name} holds a run of the task {own.task!r}, not a control branch.")
   if own.model.to_dict() != config.model.to_dict() or own.control.blocks != config.control.blocks:
-    raise UserError(f"{name} is the branch of another network (config.model, config.control.blocks) than this run's.")
+    raise UserError(
+      f"{name} is the branch of another network (config.model, config.control.blocks) than this run's."
+    )
   return own
 
 
@@ -173,9 +177,9 @@ def _files(hint: str) -> list[Path]:
   path = Path(hint).expanduser()
   if not path.is_dir():
     return [path]
-  found = sorted(p for p in path.iterdir() if p.suffix.lower() in data.IMAGE_SUFFIXES)
+  found = sorted(p for p in path.iterdir() if p.suffix.lower() in data.SUFFIXES)
   if not found:
-    raise UserError(f"{hint!r} (config.sample.hint) holds no images ({', '.join(data.IMAGE_SUFFIXES)}).")
+    raise UserError(f"{hint!r} (config.sample.hint) holds no images ({', '.join(data.SUFFIXES)}).")
   return found
 
 

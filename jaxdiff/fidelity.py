@@ -11,6 +11,7 @@ from jaxdiff import control, data
 from jaxdiff.data import hints
 from jaxdiff.data.hints import maps
 from jaxdiff.scores.fidelity import FIDELITY
+from jaxdiff.tasks.controlnet import parse_hint
 
 Reader = Callable[[np.ndarray], np.ndarray]  # images u8[N,H,W,C] -> the hints found in them, u8[N,H,W,Ch]
 
@@ -31,7 +32,7 @@ def make(config: Any) -> Look:
   if config.task != "controlnet":
     return Look()
   asked_of = control.own_hints(config)
-  kind, reader = hints.parse(config.data.hint).name, make_reader(config)
+  kind, reader = parse_hint(config.data.hint).name, make_reader(config)
 
   def tiles(images: np.ndarray, number: np.ndarray) -> np.ndarray:
     shown = [asked_of(number), images] + ([reader(images)] if reader else [])
@@ -48,7 +49,7 @@ def of_real_images(config: Any, number: np.ndarray) -> dict[str, float]:
   found, reader = control.real_images(config, number), make_reader(config)
   if found is None or reader is None:
     return {}
-  kind = hints.parse(config.data.hint).name
+  kind = parse_hint(config.data.hint).name
   return {f"hint/{kind}/real": FIDELITY[kind](control.own_hints(config)(number), reader(found))}
 
 
@@ -56,12 +57,14 @@ def make_reader(config: Any) -> Reader | None:
   """How the hints of config.data.hint are found in images: by config.control.reader, else by the source's own detector,
   else as they are made; None where they are maps that no detector finds.
   """
-  hint = hints.parse(config.control.reader or config.data.hint, train=False)
+  hint = parse_hint(config.control.reader or config.data.hint, train=False)
   source = data.load(config.data.source, config.data.split, skip_unreadable=config.data.skip_unreadable)
   if not config.control.reader:
     if hint.name in source.detectors:
       read, reading = source.detectors[hint.name], maps.READINGS[hint.name]
-      return lambda images: np.stack([reading.finish(read(image)[..., None], hint.arguments) for image in images])
+      return lambda images: np.stack(
+        [reading.finish(read(image)[..., None], hint.arguments) for image in images]
+      )
     if not hint.arguments.get("onnx") and (hint.name == "depth" or hint.name in source[0].get("maps", {})):
       return None
   return lambda images: np.stack([hints.detect(hint, image) for image in images])

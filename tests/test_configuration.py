@@ -1,3 +1,5 @@
+import json
+
 import jax.numpy as jnp
 import pytest
 
@@ -142,3 +144,22 @@ def test_specs_are_calls_with_checked_names():
     with pytest.raises(UserError) as told:
       configuration.parse_call(spec, samplers.SAMPLERS, "sampler")
     assert message in str(told.value)
+
+
+def test_a_config_of_an_older_version_is_completed_and_its_values_stay(tmp_path):
+  now = configuration.load("configs/dit_cfg.py")
+  old = now.to_dict()
+  old["seed"], old["data"]["threads"] = 7, 2
+  del old["data"]["hint"], old["sample"]["guess"]
+  (tmp_path / "config.json").write_text(json.dumps(old))
+  completed = configuration.of_run(tmp_path)
+  assert (completed.seed, completed.data.threads, completed.data.hint, completed.sample.guess) == (
+    7,
+    2,
+    "",
+    False,
+  )
+  assert configuration.differences(completed.to_dict(), now.to_dict()) == [
+    "data.threads: 2 -> 4",
+    "seed: 7 -> 0",
+  ]

@@ -36,6 +36,8 @@ LAYERS = {
     "sample",
     "draw",
     "steering",
+    "control",
+    "fidelity",
     "classifiers",
     "runs",
     "starts",

@@ -5,14 +5,27 @@
       ...  # {"image": uint8[b,S,S,C], "label": int32[b], "index": uint32[b]}, and "hint": uint8[b,S,S,Ch] if asked for
 
 `sources` opens what lies on disk, `transforms` makes every image one size, `pipeline` orders and batches,
-`ahead` makes batches before they are asked for, `hints` are what a control branch is steered by, `prepare` writes a source as a TFDS ArrayRecord set. Images stay
-uint8 until `pixels` scales them on the device.
+`ahead` makes batches before they are asked for, `hints` are what a control branch is steered by, `prepare` writes a source
+as a TFDS ArrayRecord set. Images stay uint8 until `pixels` scales them on the device.
 """
 
 from jaxdiff.data.ahead import device_prefetch
-from jaxdiff.data.base import Source
+from jaxdiff.data.base import NoSplit, Source
 from jaxdiff.data.files import read_hint
-from jaxdiff.data.pipeline import check_labels, epoch, fingerprint, stream
+from jaxdiff.data.folder import SUFFIXES
+from jaxdiff.data.pipeline import check_labels, epoch, examples, fingerprint, stream
 from jaxdiff.data.sources import load
 
-__all__ = ["Source", "check_labels", "device_prefetch", "epoch", "fingerprint", "load", "read_hint", "stream"]
+__all__ = [
+  "SUFFIXES",
+  "NoSplit",
+  "Source",
+  "check_labels",
+  "device_prefetch",
+  "epoch",
+  "examples",
+  "fingerprint",
+  "load",
+  "read_hint",
+  "stream",
+]

@@ -70,12 +70,15 @@ def stream(
 
 def epoch(source: Source, data: Any, batch_size: int) -> Iterator[HostBatch]:
   """One pass in the source's own order, not augmented; the last batch holds what is left."""
-  view = transforms.view(data, train=False)
-  hint = hinted.asked(data, train=False)
-  source = hinted.with_maps(source, data, hint)
   for first in range(0, len(source), batch_size):
-    rows = np.arange(first, min(first + batch_size, len(source)))
-    yield assemble(source, rows, rows.astype(np.uint32), 0, view, hint)
+    yield examples(source, data, np.arange(first, min(first + batch_size, len(source))))
+
+
+def examples(source: Source, data: Any, rows: np.ndarray) -> HostBatch:
+  """These rows of the source as one batch, not augmented.  Shapes: rows: int[B]."""
+  hint = hinted.asked(data, train=False)
+  view = transforms.view(data, train=False)
+  return assemble(hinted.with_maps(source, data, hint), rows, rows.astype(np.uint32), 0, view, hint)
 
 
 def fingerprint(source: Source, data: Any, *, batch_size: int, seed: int) -> dict[str, Any]:

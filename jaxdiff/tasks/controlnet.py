@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxdiff import models
-from jaxdiff.data import pixels
+from jaxdiff.data import hints, pixels
+from jaxdiff.data.hints import Hint
 from jaxdiff.diffusion import losses
 from jaxdiff.errors import UserError
 from jaxdiff.models import controlnet
@@ -27,6 +28,7 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
 
   Raises UserError for settings that cannot be.
   """
+  parse_hint(config.data.hint)
   base, branch = models.build(config.model), build_branch(config)
   control = config.control
 
@@ -67,6 +69,16 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
     return value, metrics | {f"zero/{name.removeprefix('zero_')}": norm for name, norm in norms.items()}
 
   return task._replace(loss=loss, adopt=adopt)
+
+
+def parse_hint(spec: str, *, train: bool = True) -> Hint:
+  """The hint that a branch is to obey.  Raises UserError for none, and as hints.parse."""
+  hint = hints.parse(spec, train=train)
+  if hint is None:
+    raise UserError(
+      f"a control branch needs a hint, config.data.hint is empty. Use one of {', '.join(hints.HINTS)}."
+    )
+  return hint
 
 
 def build_branch(config: Any) -> nn.Module:
