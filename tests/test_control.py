@@ -1,0 +1,226 @@
+"""A control branch from the command line: trained on a base, resumed, drawn with by files, folders, data and several branches."""
+
+import json
+import os
+import shutil
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+from jaxdiff import checkpoints, configuration, control, draw, fidelity, optim, sample, tasks
+from jaxdiff.errors import UserError
+from jaxdiff.main import main
+from tests import small
+
+
+def tiny(base, *more):
+  lines = (
+    *small.arguments("controlnet"),
+    f"config.base.workdir={base}",
+    *(f"config.{line}" for line in more),
+  )
+  return [f"--{line}" for line in lines]
+
+
+def train(workdir, base, *more):
+  return main(["--config", "configs/controlnet_cfg.py", "--workdir", str(workdir), *tiny(base, *more)])
+
+
+def restored(workdir):
+  """(config, task, state) of a run."""
+  config = configuration.of_run(workdir)
+  task = tasks.make(config, optim.make_optimizer(config.optim, config.train.steps))
+  abstract = jax.eval_shape(lambda: tasks.initial_state(config, task))
+  state, _ = checkpoints.restore(checkpoints.open_manager(workdir), abstract)
+  return config, task, state
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """(workdir of a branch, workdir of its base)."""
+  os.chdir(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+  base, workdir = tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("branch")
+  small.run(base, "dit")
+  assert train(workdir, base) == 0
+  return workdir, base
+
+
+@pytest.fixture(scope="module")
+def opened(trained):
+  return restored(trained[0])
+
+
+@pytest.fixture
+def config(opened):
+  return opened[0].copy_and_resolve_references()
+
+
+@pytest.fixture(scope="module")
+def hint_files(tmp_path_factory):
+  """A folder with an image and, apart, a map of edges of the model's size."""
+  folder, maps = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("maps")
+  image = np.zeros((40, 40, 3), np.uint8)
+  image[10:30, 10:30] = 255
+  cv2.imwrite(str(folder / "square.png"), image)
+  edges = np.zeros((8, 8), np.uint8)
+  edges[2, 1:7] = 255
+  cv2.imwrite(str(maps / "line.png"), edges)
+  return folder, maps
+
+
+def test_training_leaves_pictures_and_figures_of_obedience(trained):
+  workdir, _ = trained
+  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  named = set().union(*rows)
+  assert {"hint/canny", "hint/canny/without", "hint/canny/real", "zero/0"} <= named
+  last = {name: row[name] for row in rows for name in row}
+  assert last["hint/canny/real"] == 1.0
+  assert 0 <= last["hint/canny"] <= 1
+  assert (workdir / "samples" / "0000006.png").stat().st_size > 0
+
+
+def test_the_base_is_in_the_checkpoint_bit_for_bit(trained, opened):
+  _, base = trained
+  given = optim.ema_params(restored(base)[2])
+  assert jax.tree.all(jax.tree.map(np.array_equal, opened[2].base_params, given))
+
+
+def test_a_run_goes_on_exactly_where_it_stopped(trained, tmp_path):
+  workdir, base = trained
+  again = tmp_path / "again"
+  shutil.copytree(workdir, again)
+  shutil.rmtree(again / "checkpoints" / "6")
+  assert train(again, base) == 0
+  one, other = (restored(path)[2] for path in (workdir, again))
+  same = jax.tree.map(np.array_equal, one.replace(rng=0), other.replace(rng=0))
+  assert jax.tree.all(same)
+
+
+def test_pictures_show_hint_image_and_what_is_found_in_it(config):
+  look, number = fidelity.make(config), np.arange(3)
+  images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+  tiles = look.tiles(images, number)
+  hints, found = control.own_hints(config)(number), fidelity.make_reader(config)(images)
+  assert tiles.shape == (3, 8, 24, 3)
+  assert np.array_equal(tiles[..., :8, 0], hints[..., 0])
+  assert np.array_equal(tiles[..., 8:16, 1], images[..., 0])
+  assert np.array_equal(tiles[..., 16:, 2], found[..., 0])
+
+
+def test_labels_are_those_of_the_examples_whose_hints_are_asked_for(config):
+  source = control._source(config, "train")
+  assert sample.labels(config, 12).tolist() == [source[i]["label"] for i in range(12)]
+  config.sample.labels = (3,)
+  assert sample.labels(config, 2).tolist() == [3, 3]
+
+
+def draws(opened, config, label=3, count=4):
+  _, task, state = opened
+  draw.check(config)
+  return draw.make_draw(config, task, lambda rows: rows)(state, np.arange(count), np.full(count, label))
+
+
+def test_an_image_is_a_function_of_its_number_and_hint_alone(opened, config):
+  _, task, state = opened
+  drawing = draw.make_draw(config, task, lambda rows: rows)
+  four = drawing(state, np.arange(4), np.full(4, 3))
+  two = drawing(state, np.arange(2, 6), np.full(4, 3))
+  assert np.array_equal(four[2:], two[:2])
+
+
+def test_files_and_folders_are_asked_for_in_turn(opened, config, hint_files):
+  folder, maps = hint_files
+  config.sample.hint = str(folder)
+  of_image = control.own_hints(config)(np.arange(3))
+  assert of_image.shape == (3, 8, 8, 1) and of_image.any()
+  assert np.array_equal(of_image[0], of_image[2])
+  config.sample.hint, config.sample.hint_is_map = str(maps / "line.png"), True
+  ready = control.own_hints(config)(np.arange(1))[0, ..., 0]
+  assert ready[2, 1:7].all() and ready.sum() == 6 * 255
+  assert draws(opened, config).shape == (4, 8, 8, 1)
+
+
+def test_strength_zero_draws_as_the_base(opened, trained, config):
+  config.sample.control_scale = (0.0,)
+  silent = draws(opened, config)
+  base_config, base_task, base_state = restored(trained[1])
+  base_config.sample = config.sample
+  base_config.sample.hint, base_config.sample.control_scale = "", (1.0,)
+  alone = draw.make_draw(base_config, base_task, lambda rows: rows)(base_state, np.arange(4), np.full(4, 3))
+  assert np.abs(silent.astype(int) - alone).max() <= 1
+  assert alone.std() > 10
+
+
+def test_two_branches_at_half_strength_are_one(opened, trained, config):
+  whole = draws(opened, config)
+  config.sample.branches, config.sample.control_scale = str(trained[0]), (0.5, 0.5)
+  assert np.abs(draws(opened, config).astype(int) - whole).max() <= 1
+  config.sample.control_scale = (0.0, 0.0)
+  assert (draws(opened, config) != whole).any()
+
+
+def test_guessing_guides_by_the_hint_without_a_label(opened, config):
+  """At no label classifier-free guidance has nothing to say, unless the hint is what it drops."""
+  config.sample.guidance = 3.0
+  plain = draws(opened, config, label=-1)
+  config.sample.guidance = 1.5
+  assert np.array_equal(plain, draws(opened, config, label=-1))
+  config.sample.guess = True
+  guessed = draws(opened, config, label=-1)
+  config.sample.guidance = 3.0
+  assert (guessed != draws(opened, config, label=-1)).any()
+
+
+@pytest.mark.parametrize(
+  ("settings", "told"),
+  [
+    ({"hint": ""}, "a control branch draws by a hint: --config.sample.hint=FILE"),
+    ({"hint": "nowhere.png"}, "cannot read the image 'nowhere.png'"),
+    ({"hint": "data,data,data"}, "config.sample.hint has 3 values, but 1 branches act"),
+    ({"control_scale": (1.0, 2.0)}, "config.sample.control_scale has 2 values, but 1 branches act"),
+    ({"branches": "nowhere"}, "there is no run in 'nowhere'"),
+  ],
+)
+def test_a_hint_that_cannot_be_is_one_line(opened, config, settings, told):
+  config.sample.update(settings)
+  with pytest.raises(UserError, match=told):
+    draws(opened, config)
+
+
+def test_a_base_is_no_branch(opened, trained, config):
+  config.sample.branches = str(trained[1])
+  with pytest.raises(UserError, match="holds a run of the task 'denoise', not a control branch"):
+    draw.check(config)
+
+
+@pytest.mark.parametrize("setting", ["hint=data", "guess=True", "control_scale=0.5"])
+def test_a_model_without_a_branch_follows_no_hint(setting):
+  with pytest.raises(UserError, match=r"needs a control branch; this run is of the task 'denoise'"):
+    draw.check(small.config("dit", f"sample.{setting}"))
+
+
+@pytest.mark.parametrize("size", [(12, 12), (8, 16)])
+def test_a_ready_map_of_another_size_is_refused(opened, config, tmp_path, size):
+  cv2.imwrite(str(tmp_path / "map.png"), np.eye(*size, dtype=np.uint8) * 255)
+  config.sample.hint, config.sample.hint_is_map = str(tmp_path / "map.png"), True
+  with pytest.raises(UserError, match=f"{size[1]}x{size[0]}"):
+    draws(opened, config)
+
+
+def test_sampling_from_the_command_line(trained, hint_files, capsys):
+  workdir, _ = trained
+  status = main(
+    [
+      "--mode",
+      "sample",
+      "--workdir",
+      str(workdir),
+      f"--config.sample.hint={hint_files[0]}",
+      "--config.sample.num=4",
+    ]
+  )
+  told = capsys.readouterr().err
+  assert status == 0 and "hint/canny 0." in told or "hint/canny 1." in told
+  assert np.load(workdir / "samples.npz")["arr_0"].shape == (4, 8, 8, 1)
