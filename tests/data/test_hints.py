@@ -13,7 +13,7 @@ from jaxdiff.data.hints import areas, lines, maps, networks, strokes
 from jaxdiff.errors import UserError
 
 DETECTORS = sorted(hints.HINTS.keys() - {"depth"})
-SPECS = [*DETECTORS, "hough(detector=lsd)", "scribble(detector=edges)", "canny(spread=1.0)"]
+SPECS = [*DETECTORS, "hough(detector=lsd)", "scribble(detector=xdog)", "canny(spread=1.0)"]
 
 
 def told(function, *arguments, **keywords):
@@ -75,7 +75,7 @@ def test_opencvs_own_random_numbers_do_not_matter(spec):
   np.testing.assert_array_equal(*found)
 
 
-@pytest.mark.parametrize("spec", ["canny(spread=2.0)", "scribble", "scribble(detector=edges)"])
+@pytest.mark.parametrize("spec", ["canny(spread=2.0)", "scribble", "scribble(detector=xdog)"])
 def test_a_seed_is_what_a_random_hint_follows(spec):
   noise = np.random.default_rng(0).integers(0, 256, (64, 64, 1), dtype=np.uint8)  # edges of any strength
   image, hint = cv2.GaussianBlur(noise, (0, 0), 3)[..., None], hints.parse(spec)
@@ -238,11 +238,11 @@ def test_strokes_are_as_wide_in_an_image_of_any_size():
 def test_xdog_in_closed_form():
   """Of a constant image S is its brightness: T is 1 at and above the level, 1 + tanh(phi (S - level)) below."""
   for value in (0, 90, 102, 200):
-    ink = strokes.xdog(np.full((20, 20), value, np.uint8), 2.0, 0.4)
+    ink = strokes.xdog(np.full((20, 20, 1), value, np.uint8), 2.0, 0.4)
     s = value / 255
     np.testing.assert_allclose(ink, 1 if s >= 0.4 else 1 + np.tanh(20 * (s - 0.4)), atol=1e-4)
   # beside a step the dark side sinks below its own brightness, the bright one rises above its own
-  step = np.full((20, 40), 128, np.uint8)
+  step = np.full((20, 40, 1), 128, np.uint8)
   step[:, 20:] = 255
   ink = strokes.xdog(step, 1.5, 0.4)
   assert ink[10, 2] == 1 and ink[10, 38] == 1 and ink[10, 18] < 0.5

@@ -10,6 +10,7 @@ import numpy as np
 from jaxdiff import errors
 from jaxdiff.data.hints import edges, inputs
 
+SHORTEST = 6.0  # pixels: what is shorter may be any part of a curve
 FINE = 96  # pixels; LSD grows regions of many pixels, which a smaller image does not have
 
 
@@ -33,21 +34,23 @@ def hough(
   "lsd": the line segment detector (von Gioi et al. 2010) grows regions of like gradient direction and keeps those that
   chance does not explain; of the parameters only `min_length` and `thickness` matter to it.
 
-  `min_length`, `max_gap`, `votes` (pixels that vote) and `thickness` are shares of the image's shorter side.
+  `min_length`, `max_gap`, `votes` (pixels that vote) and `thickness` are shares of the image's shorter side; a line has
+  SHORTEST pixels at least.
   Shapes: image: uint8[H,W,1 or 3].  Returns uint8[H,W,1], 0 or 255; all 0 where there are no lines.
   """
   inputs.check(image)
   edges.check("hough", low, high, blur)
   inputs.at_least(0, "hough", min_length=min_length, max_gap=max_gap, votes=votes, thickness=thickness)
   side = inputs.side(image)
+  shortest = max(SHORTEST, min_length * side)
   detectors = {
     "hough": lambda: voted(
       edges.find(image, low, high, blur),
       max(2, round(votes * side)),
-      min_length * side,
+      shortest,
       max(2, max_gap * side),
     ),
-    "lsd": lambda: grown(inputs.gray(image), min_length * side),
+    "lsd": lambda: grown(inputs.gray(image), shortest),
   }
   if detector not in detectors:
     raise errors.unknown("detector of hint 'hough' (config.data.hint)", detector, detectors)

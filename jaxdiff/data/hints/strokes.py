@@ -10,9 +10,12 @@ import cv2
 import numpy as np
 
 from jaxdiff import errors
+from jaxdiff.data import transforms
 from jaxdiff.data.hints import edges, inputs
 
-FINE = 96  # pixels: a smaller image is drawn at a multiple of its size, where a stroke is several pixels wide
+FINE = (
+  96  # pixels of the shorter side at which contours are looked for; a smaller image is drawn at this size
+)
 FAINT = 32  # of 255: what differs less from the paper is not drawn, but noise
 SHARPNESS, STEEPNESS, SPREAD = 20.0, 20.0, 1.6  # XDoG's p, phi and k
 
@@ -20,10 +23,10 @@ SHARPNESS, STEEPNESS, SPREAD = 20.0, 20.0, 1.6  # XDoG's p, phi and k
 def scribble(
   image: np.ndarray,
   *,
-  detector: str = "xdog",
-  detail: float = 0.018,
+  detector: str = "edges",
+  detail: float = 0.02,
   level: float = 0.4,
-  min_length: float = 0.25,
+  min_length: float = 0.2,
   width: float = 0.024,
   wobble: float = 0.01,
   gaps: float = 0.08,
@@ -31,10 +34,10 @@ def scribble(
 ) -> np.ndarray:
   """A drawing of the image's contours by an unsteady hand: white strokes on black.
 
-  1. `detector` "xdog": the outlines of the dark areas of an image that the extended difference of Gaussians makes of
-     it, of a scale `detail` and with a threshold `level` (0..1) of brightness: see `xdog`. "edges": Canny's edges of an
-     image blurred by `detail`.
-  2. Outlines shorter than `min_length` are dropped, and the others simplified to polygons within `detail` of them.
+  1. `detector` "edges": Canny's edges of the image blurred by `detail`. "xdog": the outlines of the dark areas of the
+     image that the extended difference of Gaussians makes of it, of scale `detail` and with a threshold `level` (0..1)
+     of brightness: see `xdog`. It suits things before a much darker or brighter ground.
+  2. Outlines shorter than `min_length` are dropped, and the others simplified to polygons within a third of `detail` of them.
   3. They are drawn with strokes of `width` whose points are moved by about `wobble`, and which are missing in a share
      `gaps` of the image's area. What is moved and missing varies smoothly over the image, so that strokes which lie
      side by side stay so.
@@ -45,36 +48,36 @@ def scribble(
   inputs.check(image)
   lengths = {"detail": detail, "min_length": min_length, "width": width, "wobble": wobble}
   inputs.at_least(0, "scribble", level=level, gaps=gaps, **lengths)
-  gray, factor = inputs.gray(image), -(-FINE // inputs.side(image))
-  if factor > 1:
-    gray = cv2.resize(gray, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
-  side = min(gray.shape)
-  blur = max(1.0, detail * side)  # pixels; as much as it blurs, so much flatter is a step
+  seen = _of_side(image, FINE)
+  blur = max(1.0, detail * FINE)  # pixels; as much as it blurs, so much flatter is a step
   detectors = {
-    "xdog": lambda: 255 * (xdog(gray, blur, level) < 0.5).astype(np.uint8),
-    "edges": lambda: edges.find(gray, 40 / blur, 120 / blur, blur),
+    "edges": lambda: edges.find(seen, 40 / blur, 120 / blur, blur),
+    "xdog": lambda: 255 * (xdog(seen, blur, level) < 0.5).astype(np.uint8),
   }
   if detector not in detectors:
     raise errors.unknown("detector of hint 'scribble' (config.data.hint)", detector, detectors)
-  hand = make_hand(gray.shape, wobble * side, gaps, seed)
-  canvas = np.zeros(gray.shape, np.uint8)
-  for line in outlines(detectors[detector](), min_length * side, detail * side):
-    draw(canvas, line, max(1, round(width * side)), hand)
-  return np.where(_smaller(canvas, image.shape[:2]) > 127, 255, 0).astype(np.uint8)[..., None]
+  side = max(FINE, inputs.side(image))
+  canvas = np.zeros(_of_side(image, side).shape[:2], np.uint8)
+  hand = make_hand(canvas.shape, wobble * side, gaps, seed)
+  for line in outlines(detectors[detector](), min_length * FINE, detail * FINE / 3):
+    enlarged = (line + 0.5) * (np.array(canvas.shape[::-1]) / seen.shape[1::-1]) - 0.5
+    draw(canvas, enlarged, max(1, round(width * side)), hand)
+  drawn = transforms.scale(canvas[..., None], *image.shape[:2])
+  return np.where(drawn > 127, 255, 0).astype(np.uint8)
 
 
-def xdog(gray: np.ndarray, sigma: float, level: float) -> np.ndarray:
+def xdog(image: np.ndarray, sigma: float, level: float) -> np.ndarray:
   """The image as ink on paper: f32[H,W], 1 for paper, less for ink.
 
   S = (1 + p) G_sigma - p G_(k sigma) of the brightness, 0..1: a blurred image with its edges sharpened; then
   T(S) = 1 for S >= level, else 1 + tanh(phi (S - level)).
   So the dark side of an edge is ink also where it is brighter than `level`, and so are dark areas.
 
-  Shapes: gray: uint8[H,W].
+  Shapes: image: uint8[H,W,1 or 3].
   Source: Winnemoeller, Kyprianidis and Olsen 2012, "XDoG: an extended difference-of-Gaussians compendium", S_(sigma,k,p)
   and T_(eps,phi) with eps = level.
   """
-  x = gray.astype(np.float32) / 255
+  x = inputs.gray(image).astype(np.float32) / 255
   near, far = (cv2.GaussianBlur(x, (0, 0), s) for s in (sigma, SPREAD * sigma))
   sharp = (1 + SHARPNESS) * near - SHARPNESS * far
   return 1 + np.tanh(STEEPNESS * np.minimum(sharp - level, 0))
@@ -87,14 +90,14 @@ def outlines(ink: np.ndarray, min_length: float, tolerance: float) -> Iterator[n
   for contour in found:
     points = contour.reshape(-1, 2)
     inside = ((points > 0) & (points < [width - 1, height - 1])).all(axis=1)
-    # A closed line begins anywhere: let it begin where it is cut, or end where it begins.
+    # A line that is cut begins where it is, not anywhere.
     turn = -int(np.argmin(inside))
-    points, inside = np.roll(points, turn, axis=0), np.roll(inside, turn)
-    if inside.all():
-      points, inside = np.append(points, points[:1], axis=0), np.append(inside, True)
-    for part in _runs(points, inside):
-      if len(part) >= max(2.0, min_length):
-        yield cv2.approxPolyDP(part[:, None], tolerance, False).reshape(-1, 2).astype(np.float32)
+    for part in _runs(np.roll(points, turn, axis=0), np.roll(inside, turn)):
+      if len(part) < max(2.0, min_length):
+        continue
+      closed = len(part) == len(points)
+      corners = cv2.approxPolyDP(part[:, None], tolerance, closed).reshape(-1, 2).astype(np.float32)
+      yield np.append(corners, corners[:1], axis=0) if closed else corners
 
 
 class Hand(NamedTuple):
@@ -115,7 +118,7 @@ def make_hand(size: tuple[int, ...], wobble: float, gaps: float, seed: int) -> H
 def draw(canvas: np.ndarray, line: np.ndarray, width: int, hand: Hand) -> None:
   """Draws a polygon f32[N,2] of x and y on uint8[H,W], as a hand does."""
   points = _dense(line, step=max(1.0, width / 2))
-  x, y = np.rint(points).astype(int).T
+  x, y = np.clip(np.rint(points).astype(int), 0, np.array(canvas.shape[::-1]) - 1).T
   moved = np.rint(points + np.stack([hand.dx[y, x], hand.dy[y, x]], axis=1)).astype(np.int32)
   for stroke in _runs(moved, hand.down[y, x]):
     cv2.polylines(canvas, [stroke[:, None]], False, 255, width)
@@ -138,8 +141,10 @@ def from_drawing(drawing: np.ndarray) -> np.ndarray:
   return np.where(apart > max(otsu, FAINT), 255, 0).astype(np.uint8)[..., None]
 
 
-def _smaller(canvas: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-  return canvas if canvas.shape == size else cv2.resize(canvas, size[::-1], interpolation=cv2.INTER_AREA)
+def _of_side(image: np.ndarray, side: int) -> np.ndarray:
+  """The image with its shorter side at `side`."""
+  height, width = (round(n * side / inputs.side(image)) for n in image.shape[:2])
+  return transforms.scale(image, height, width)
 
 
 def _runs(points: np.ndarray, keep: np.ndarray) -> list[np.ndarray]:
