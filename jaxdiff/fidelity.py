@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,8 +35,7 @@ def make(config: Any) -> Look:
   kind, reader = parse_hint(config.data.hint).name, make_reader(config)
 
   def tiles(images: np.ndarray, number: np.ndarray) -> np.ndarray:
-    shown = [asked_of(number), images] + ([reader(images)] if reader else [])
-    return np.concatenate([as_rgb(a) for a in shown], axis=2)
+    return side_by_side([asked_of(number), images] + ([reader(images)] if reader else []))
 
   def numbers(images: np.ndarray, number: np.ndarray) -> dict[str, float]:
     return {f"hint/{kind}": FIDELITY[kind](asked_of(number), reader(images))} if reader else {}
@@ -68,6 +67,13 @@ def make_reader(config: Any) -> Reader | None:
     if not hint.arguments.get("onnx") and (hint.name == "depth" or hint.name in source[0].get("maps", {})):
       return None
   return lambda images: np.stack([hints.detect(hint, image) for image in images])
+
+
+def side_by_side(sets: Sequence[np.ndarray]) -> np.ndarray:
+  """Sets of images u8[N,H,W,1 or 3] beside each other, a white gap between two: u8[N,H,W',3]."""
+  gap = np.full((*sets[0].shape[:2], max(1, sets[0].shape[2] // 16), 3), 255, np.uint8)
+  parts = [part for images in sets for part in (gap, as_rgb(images))]
+  return np.concatenate(parts[1:], axis=2)
 
 
 def as_rgb(images: np.ndarray) -> np.ndarray:

@@ -103,10 +103,10 @@ def test_pictures_show_hint_image_and_what_is_found_in_it(config):
   images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
   tiles = look.tiles(images, number)
   hints, found = control.own_hints(config)(number), fidelity.make_reader(config)(images)
-  assert tiles.shape == (3, 8, 24, 3)
+  assert tiles.shape == (3, 8, 3 * 8 + 2, 3)
   assert np.array_equal(tiles[..., :8, 0], hints[..., 0])
-  assert np.array_equal(tiles[..., 8:16, 1], images[..., 0])
-  assert np.array_equal(tiles[..., 16:, 2], found[..., 0])
+  assert np.array_equal(tiles[..., 9:17, 1], images[..., 0])
+  assert np.array_equal(tiles[..., 18:, 2], found[..., 0])
 
 
 def test_labels_are_those_of_the_examples_whose_hints_are_asked_for(config):

@@ -47,7 +47,7 @@ def folder(workdir: Path, config: Any, state: Any) -> Path:
   how = {key: value for key, value in s.items() if key not in IRRELEVANT}
   params = optim.ema_params(state) if config.sample.ema else state.params
   heads = jax.jit(lambda leaves: [leaf.reshape(-1)[:HEAD] for leaf in leaves])(jax.tree.leaves(params))
-  versions = [_version(Path(s[key])) for key in ("image", "mask", "classifier") if s[key]]
+  versions = [_version(Path(s[key])) for key in ("image", "mask", "classifier", "hint", "branches") if s[key]]
   what = (of_model, how, images.shape(config.data), versions, int(state.step))
   return workdir / "evaluation" / digest(*map(_sorted, what), *map(np.asarray, heads))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -120,8 +119,8 @@ def draw(canvas: np.ndarray, line: np.ndarray, width: int, hand: Hand) -> None:
   points = _dense(line, step=max(1.0, width / 2))
   x, y = np.clip(np.rint(points).astype(int), 0, np.array(canvas.shape[::-1]) - 1).T
   moved = np.rint(points + np.stack([hand.dx[y, x], hand.dy[y, x]], axis=1)).astype(np.int32)
-  for stroke in _runs(moved, hand.down[y, x]):
-    cv2.polylines(canvas, [stroke[:, None]], False, 255, width)
+  strokes = [stroke[:, None] for stroke in _runs(moved, hand.down[y, x])]
+  cv2.polylines(canvas, strokes, False, 255, width)
 
 
 def from_drawing(drawing: np.ndarray) -> np.ndarray:
@@ -149,14 +148,14 @@ def _of_side(image: np.ndarray, side: int) -> np.ndarray:
 
 def _runs(points: np.ndarray, keep: np.ndarray) -> list[np.ndarray]:
   """The stretches of points that are all kept."""
-  ends = np.flatnonzero(np.diff(keep.astype(np.int8))) + 1
-  return [part for part, kept in zip(np.split(points, ends), np.split(keep, ends), strict=True) if kept.all()]
+  edge = np.diff(keep, prepend=False, append=False).nonzero()[0].tolist()
+  return [points[start:stop] for start, stop in zip(edge[::2], edge[1::2], strict=True)]
 
 
 def _dense(line: np.ndarray, step: float) -> np.ndarray:
   """Points at most `step` apart on a polygon f32[N,2], its corners among them."""
-  parts = [
-    np.linspace(a, b, 1 + int(np.ceil(np.hypot(*(b - a)) / step)), endpoint=False)
-    for a, b in itertools.pairwise(line)
-  ]
-  return np.concatenate([*parts, line[-1:]])
+  sides = np.diff(line, axis=0)
+  counts = np.maximum(1, np.ceil(np.hypot(*sides.T) / step).astype(int))
+  which = np.repeat(np.arange(len(sides)), counts)
+  share = (np.arange(len(which)) - (np.cumsum(counts) - counts)[which]) / counts[which]
+  return np.concatenate([line[which] + share[:, None] * sides[which], line[-1:]])
