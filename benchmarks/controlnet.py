@@ -1,0 +1,173 @@
+"""How well control branches obey, whether the label is still obeyed, and what control costs.
+
+python -m benchmarks.controlnet obey checkpoints/controlnet_canny [DIR ...] --judge checkpoints/classifier_shapes_clean
+python -m benchmarks.controlnet cost checkpoints/controlnet_canny --base checkpoints/dit_shapes
+
+obey: --num images by the hints of the held-out examples and their labels, drawn as config.sample of each run says, scored
+against the hint (scores.fidelity) without the branch (the floor), with it, and of the real images (the ceiling); "of the
+way" is (with - without) / (real - without).  The judge, a classifier of clean images, tells how many are of the class that
+was asked for.  --reader: how hints are found where the source has no detector, as segmentation=FILE.onnx.
+
+cost: milliseconds of a train step of the branch and of its base, in turn, and the peak memory that the compiler plans; and
+of drawing a batch with and without the branch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff import (
+  classifiers,
+  configuration,
+  control,
+  data,
+  draw,
+  fidelity,
+  optim,
+  parallel,
+  platform,
+  runs,
+  sample,
+)
+from jaxdiff.data import pixels
+from jaxdiff.scores.fidelity import FIDELITY
+from jaxdiff.tasks import classifier
+from jaxdiff.train_step import make_train_step
+
+BATCH = 50
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  kinds = parser.add_subparsers(required=True)
+  of_obey = kinds.add_parser("obey")
+  of_obey.add_argument("workdirs", type=Path, nargs="+", metavar="DIR")
+  of_obey.add_argument("--judge", type=Path, required=True, metavar="DIR")
+  of_obey.add_argument("--num", type=int, default=500)
+  of_obey.add_argument("--steps", type=int, default=25)
+  of_obey.add_argument("--reader", action="append", default=[], metavar="HINT=FILE")
+  of_obey.set_defaults(run=obey)
+  of_cost = kinds.add_parser("cost")
+  of_cost.add_argument("workdir", type=Path, metavar="DIR")
+  of_cost.add_argument("--base", type=Path, required=True, metavar="DIR")
+  of_cost.add_argument("--rounds", type=int, default=7)
+  of_cost.set_defaults(run=cost)
+  flags = parser.parse_args()
+  platform.configure()
+  flags.run(flags)
+
+
+def obey(flags: argparse.Namespace) -> None:
+  judge = accuracy_by(flags.judge)
+  readers = dict(reader.split("=", 1) for reader in flags.reader)
+  print("| run | hint | without | with | real | of the way | class without | class with |")
+  print("| --- " * 8 + "|")
+  for workdir in flags.workdirs:
+    found = obeyed(workdir, flags.num, flags.steps, readers, judge)
+    way = (found["with"] - found["without"]) / (found["real"] - found["without"])
+    figures = " | ".join(f"{found[name]:.3f}" for name in ("without", "with", "real"))
+    classes = " | ".join(f"{100 * found[name]:.1f}%" for name in ("class without", "class with"))
+    print(f"| {workdir.name} | {found['hint']} | {figures} | {100 * way:.0f}% | {classes} |", flush=True)
+
+
+def obeyed(
+  workdir: Path, num: int, steps: int, readers: dict[str, str], judge: Callable[..., float]
+) -> dict[str, Any]:
+  """What a branch's images are worth, and the base's from the same noise."""
+  config = configuration.of_run(workdir)
+  config.sample.hint, config.sample.steps = "data", steps
+  hint = config.data.hint.partition("(")[0]
+  if hint in readers:
+    config.control.reader = f"{hint}(onnx={readers[hint]!r}, scaling=unit)"
+  strategy = parallel.mesh(config.parallel, BATCH)
+  run = runs.restore(config, workdir, strategy)
+  number, label = np.arange(num), sample.labels(config, num)
+  asked, reader, real = (
+    control.own_hints(config)(number),
+    fidelity.make_reader(config),
+    control.real_images(config, number),
+  )
+  if reader is None or real is None:
+    raise SystemExit(f"{workdir}: no detector finds {hint} in images; give --reader {hint}=FILE.onnx")
+  found = {"hint": hint, "real": FIDELITY[hint](asked, reader(real))}
+  drawing = draw.make_draw(config, run.task, strategy.place_rows)
+  for name, scale in (("without", 0.0), ("with", 1.0)):
+    config.sample.control_scale = (scale,)
+    images = np.concatenate(list(sample.draw_all(drawing, run.state, label, BATCH)))
+    found |= {name: FIDELITY[hint](asked, reader(images)), f"class {name}": judge(images, label)}
+  return found
+
+
+def accuracy_by(workdir: Path) -> Callable[[np.ndarray, np.ndarray], float]:
+  """The share of images that a classifier of clean images assigns to their label."""
+  config = classifiers.read_config(workdir, "--judge")
+  params, log_probs = runs.averaged_params(config, workdir), jax.jit(classifier.make_log_probs(config))
+
+  def accuracy(images: np.ndarray, label: np.ndarray) -> float:
+    said = log_probs(params, pixels.to_signed(jnp.asarray(images)), jnp.zeros(len(images)))
+    return float(np.mean(np.asarray(said).argmax(-1) == label))
+
+  return accuracy
+
+
+def cost(flags: argparse.Namespace) -> None:
+  workdirs = {"base": flags.base, "branch": flags.workdir}
+  steps = {name: trainer(workdir) for name, workdir in workdirs.items()}
+  print("train step", table({name: step for name, (step, _) in steps.items()}, flags.rounds))
+  print("planned by the compiler, MiB:", {name: round(memory / 2**20) for name, (_, memory) in steps.items()})
+  print("drawing", table({name: drawer(workdir) for name, workdir in workdirs.items()}, flags.rounds))
+
+
+def trainer(workdir: Path) -> tuple[Callable[[], None], int]:
+  """(one train step of a run, bytes that it needs)."""
+  config = configuration.of_run(workdir)
+  strategy = parallel.make(config.parallel, config.train.batch_size)
+  run = runs.restore(config, workdir, strategy)
+  source = data.load(config.data.source, config.data.split)
+  batch = strategy.place_batch(data.examples(source, config.data, np.arange(config.train.batch_size)))
+  step = make_train_step(run.task, optim.make_optimizer(config.optim, config.train.steps))
+  compiled = strategy.lower(step, run.state, batch).compile()
+  kept, memory = [run.state], compiled.memory_analysis()
+
+  def once() -> None:
+    kept[0], metrics = compiled(kept[0], batch)
+    jax.block_until_ready(metrics["loss"])
+
+  return once, memory.temp_size_in_bytes + memory.argument_size_in_bytes
+
+
+def drawer(workdir: Path) -> Callable[[], Any]:
+  """Draws a batch of a run's images, guided."""
+  config = configuration.of_run(workdir)
+  config.sample.hint = "data" if config.task == "controlnet" else ""
+  strategy = parallel.mesh(config.parallel, BATCH)
+  run = runs.restore(config, workdir, strategy)
+  drawing = draw.make_draw(config, run.task, strategy.place_rows)
+  label = np.zeros(BATCH, np.int32)
+  return lambda: drawing(run.state, np.arange(BATCH), label)
+
+
+def table(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, str]:
+  """Milliseconds of each way, in turn, and their ratio to the base's: medians and quartiles of the rounds."""
+  seconds: dict[str, list[float]] = {name: [] for name in ways}
+  for number in range(rounds + 1):
+    for name, once in ways.items():
+      begin = time.perf_counter()
+      once()
+      if number:  # the first compiles
+        seconds[name].append(time.perf_counter() - begin)
+  ratio = np.quantile(np.divide(seconds["branch"], seconds["base"]), (0.25, 0.5, 0.75))
+  found = {name: f"{1000 * np.median(times):.0f} ms" for name, times in seconds.items()}
+  return found | {"branch / base": "{1:.2f} ({0:.2f} to {2:.2f})".format(*ratio)}
+
+
+if __name__ == "__main__":
+  main()
