@@ -7,6 +7,7 @@ CONFIG = configs/dit_cfg.py
 WORKDIR =
 ARGS =
 PYTEST_ARGS =
+JOBS = 2
 
 BIN = $(VENV)/bin
 RUN = $(BIN)/python -m jaxdiff.main
@@ -49,7 +50,7 @@ help:
 	@echo '              CONFIG=configs/unet_cfg.py  ARGS="--config.train.steps=500"'
 	@echo 'make sample   draw images with a trained model          WORKDIR=checkpoints/dit_digits'
 	@echo 'make evaluate score a trained model                    WORKDIR=checkpoints/dit_digits'
-	@echo 'make test     set up, and run all tests                 PYTEST_ARGS="-k samplers"'
+	@echo 'make test     set up, and run all tests, JOBS=2 at once   PYTEST_ARGS="-k samplers"'
 	@echo 'make lint     ruff (lint and format) and mypy'
 	@echo 'make format   let ruff rewrite what make lint complains about'
 	@echo 'make install  only set up'
@@ -67,7 +68,7 @@ evaluate: $(INSTALLED)
 	$(RUN) --mode evaluate $(if $(WORKDIR),--workdir $(WORKDIR),--config $(CONFIG)) $(ARGS)
 
 test: $(TESTABLE)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(TESTABLE)
 	$(BIN)/ruff check

@@ -5,6 +5,7 @@ Several branches of one base act together (config.sample.branches); each reads a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,7 +98,7 @@ def labels_of_data(config: Any, num: int) -> np.ndarray | None:
   split = _split(config, _words(config.sample.hint)[0]) if config.task == "controlnet" else None
   if split is None:
     return None
-  source = _source(config, split)
+  source = source_of(config, split)
   rows = np.arange(num) % len(source)
   return np.asarray([example["label"] for example in source.take(rows)], np.int32)
 
@@ -112,7 +113,7 @@ def real_images(config: Any, number: np.ndarray) -> np.ndarray | None:
   split = _split(config, _words(config.sample.hint)[0])
   if split is None:
     return None
-  source = _source(config, split)
+  source = source_of(config, split)
   return data.examples(source, config.data, number % len(source))["image"]
 
 
@@ -123,7 +124,7 @@ def make_hints(config: Any, branch: Branch) -> Callable[[np.ndarray], np.ndarray
     seen.hint = branch.config.data.hint
   split = _split(config, branch.hint)
   if split is not None:
-    source = _source(config, split)
+    source = source_of(config, split)
     return lambda number: data.examples(source, seen, number % len(source))["hint"]
   every = [data.read_hint(str(path), seen, config.sample.hint_is_map) for path in _files(branch.hint)]
   return lambda number: np.stack([every[i % len(every)] for i in number])
@@ -166,11 +167,18 @@ def _split(config: Any, hint: str) -> str | None:
   return (split or config.data.heldout or config.data.split) if kind == "data" else None
 
 
-def _source(config: Any, split: str) -> data.Source:
+def source_of(config: Any, split: str) -> data.Source:
+  """A split of config's data, or what was trained on where it has no such split."""
+  where, skips = config.data.source, config.data.skip_unreadable
   try:
-    return data.load(config.data.source, split, skip_unreadable=config.data.skip_unreadable)
+    return _opened(where, split, skips)
   except data.NoSplit:
-    return data.load(config.data.source, config.data.split, skip_unreadable=config.data.skip_unreadable)
+    return _opened(where, config.data.split, skips)
+
+
+@functools.lru_cache(maxsize=2)  # a large folder is looked through once
+def _opened(where: str, split: str, skip_unreadable: bool) -> data.Source:
+  return data.load(where, split, skip_unreadable=skip_unreadable)
 
 
 def _files(hint: str) -> list[Path]:

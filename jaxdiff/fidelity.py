@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdiff import control, data
+from jaxdiff import control
 from jaxdiff.data import hints
 from jaxdiff.data.hints import maps
 from jaxdiff.scores.fidelity import FIDELITY
@@ -57,7 +57,7 @@ def make_reader(config: Any) -> Reader | None:
   else as they are made; None where they are maps that no detector finds.
   """
   hint = parse_hint(config.control.reader or config.data.hint, train=False)
-  source = data.load(config.data.source, config.data.split, skip_unreadable=config.data.skip_unreadable)
+  source = control.source_of(config, config.data.split)
   if not config.control.reader:
     if hint.name in source.detectors:
       read, reading = source.detectors[hint.name], maps.READINGS[hint.name]

@@ -110,7 +110,7 @@ def test_pictures_show_hint_image_and_what_is_found_in_it(config):
 
 
 def test_labels_are_those_of_the_examples_whose_hints_are_asked_for(config):
-  source = control._source(config, "train")
+  source = control.source_of(config, "train")
   assert sample.labels(config, 12).tolist() == [source[i]["label"] for i in range(12)]
   config.sample.labels = (3,)
   assert sample.labels(config, 2).tolist() == [3, 3]
