@@ -53,7 +53,9 @@ def get_config() -> ConfigDict:
   c.optim = ConfigDict()
   c.optim.learning_rate = 1e-4  # peak
   c.optim.warmup_steps = 0  # updates
-  c.optim.decay = "constant"  # constant | cosine (to 0 at the end of the run)
+  c.optim.decay = (
+    "constant"  # constant | cosine | linear (to 0 at the end of the run, or of a round of distillation)
+  )
   c.optim.beta1 = 0.9
   c.optim.beta2 = 0.999
   c.optim.epsilon = 1e-8
@@ -94,6 +96,9 @@ def get_config() -> ConfigDict:
   # | dpmpp_sde_2m | unipc
   c.sample.sampler = "ddim"
   c.sample.steps = 50
+  c.sample.only_steps = (
+    0  # a student's: it samples in so many steps of ddim on the uniform grid; 0: any number
+  )
   # uniform | quadratic | leading | trailing | linspace | karras(rho=7.0) | log_snr
   c.sample.grid = "uniform"
   c.sample.threshold = "clip"  # the predicted image's range: clip | dynamic(percentile=0.995) | none

@@ -29,6 +29,7 @@ def check(config: Any) -> None:
   for key in ("steps", "num", "batch_size", "repeats"):
     if s[key] < 1:
       raise UserError(f"config.sample.{key} is {s[key]}; it must be at least 1.")
+  _check_student(s)
   sampler, words, _ = _sampler(s)
   if sampler == "ddpm":
     _check_variance(words.get("variance", "fixed_small"), config.model.learn_sigma)
@@ -41,6 +42,19 @@ def check(config: Any) -> None:
   control.check(config)
   _check_labels(config)
   _given_image(config)
+
+
+def _check_student(s: Any) -> None:
+  """Raises UserError where a student would take other steps than those it has learned."""
+  if not s.only_steps:
+    return
+  learned = {"steps": s.only_steps, "sampler": "ddim", "grid": "uniform"}
+  for key, value in learned.items():
+    if s[key] != value:
+      raise UserError(
+        f"this student has learned {s.only_steps} steps of ddim on the uniform grid; config.sample.{key} is {s[key]!r}. "
+        f"Use --config.sample.{key}={value}, or the student of another round."
+      )
 
 
 def _check_labels(config: Any) -> None:

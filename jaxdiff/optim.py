@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -80,8 +81,14 @@ def scale_by_schedule(schedule: optax.Schedule) -> optax.GradientTransformation:
   return optax.GradientTransformation(init_fn, update_fn)
 
 
-def learning_rate(config: Any, num_updates: int) -> optax.Schedule:
-  """The learning rate of update n = 0, 1, ...: linear warm-up, then constant, or a cosine to 0 at num_updates.
+def learning_rate(config: Any, *stages: int) -> optax.Schedule:
+  """The learning rate of update n = 0, 1, ...: in each stage of so many updates what `stage_rate` says, from its beginning."""
+  rates = [stage_rate(config, stage) for stage in stages]
+  return optax.join_schedules(rates, list(itertools.accumulate(stages))[:-1]) if rates[1:] else rates[0]
+
+
+def stage_rate(config: Any, num_updates: int) -> optax.Schedule:
+  """The learning rate of update n = 0, 1, ...: linear warm-up, then constant, or a cosine or a line to 0 at num_updates.
 
   Update n of a warm-up of W uses (n + 1) / W of the peak: none is wasted on a rate of 0.
   Raises UserError for an unknown config.decay.
@@ -90,6 +97,7 @@ def learning_rate(config: Any, num_updates: int) -> optax.Schedule:
   decays = {
     "constant": lambda: optax.constant_schedule(config.learning_rate),
     "cosine": lambda: optax.cosine_decay_schedule(config.learning_rate, rest),
+    "linear": lambda: optax.linear_schedule(config.learning_rate, 0.0, rest),
   }
   if config.decay not in decays:
     raise unknown("learning rate decay (config.optim.decay)", config.decay, decays)
@@ -101,15 +109,15 @@ def learning_rate(config: Any, num_updates: int) -> optax.Schedule:
   return optax.join_schedules([warmup, decay], [config.warmup_steps])
 
 
-def make_optimizer(config: Any, num_steps: int) -> optax.GradientTransformation:
-  """The optimizer that a config's `optim` section describes, for a run of num_steps train steps.
+def make_optimizer(config: Any, *stages: int) -> optax.GradientTransformation:
+  """The optimizer that a config's `optim` section describes, for a run of stages of so many train steps, mostly one.
 
   clip by global norm -> Adam -> weight decay (matrices and kernels only) -> learning rate -> params_ema.  With
   accumulate_steps = k gradients are averaged over k train steps and all of the chain, EMA included, moves once.
 
   Source: AdamW, Loshchilov & Hutter 2019.
   """
-  rate = learning_rate(config, num_steps // config.accumulate_steps)
+  rate = learning_rate(config, *(stage // config.accumulate_steps for stage in stages))
   chain = optax.chain(
     optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
     optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),
@@ -122,6 +130,16 @@ def make_optimizer(config: Any, num_steps: int) -> optax.GradientTransformation:
   if config.accumulate_steps == 1:
     return chain
   return optax.MultiSteps(chain, every_k_schedule=config.accumulate_steps).gradient_transformation()
+
+
+def restarted(tx: optax.GradientTransformation, opt_state: PyTree, params: PyTree) -> PyTree:
+  """A fresh optimizer state for params, but for the learning rate, which goes on where it is in opt_state."""
+
+  def is_schedule(node: Any) -> bool:
+    return isinstance(node, ScheduledState)
+
+  pick = lambda new, old: old if is_schedule(new) else new
+  return jax.tree.map(pick, tx.init(params), opt_state, is_leaf=is_schedule)
 
 
 def ema_params(state: Any) -> PyTree:

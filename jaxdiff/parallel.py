@@ -31,6 +31,8 @@ class Strategy(NamedTuple):
   place_rows: Callable[[PyTree], PyTree]
   # (step, state, batch), state donated
   lower: Callable[[Callable[..., Any], PyTree, PyTree], jax.stages.Lowered]
+  # (function, state): function(state), placed as the state was, which is donated
+  advance: Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]
   # a placed state, or part of it, without the axis of devices, if it has one
   fetch: Callable[[PyTree], PyTree]
 
@@ -66,7 +68,12 @@ def mesh(config: Any, batch_size: int, devices: Sequence[jax.Device] | None = No
     jitted = jax.jit(step, donate_argnums=0, in_shardings=(shardings, split), out_shardings=(shardings, None))
     return jitted.lower(state, batch)
 
-  return Strategy(init, abstract, lambda state: state, place_batch, place_batch, lower, lambda tree: tree)
+  def advance(function: Callable[[PyTree], PyTree], state: PyTree) -> PyTree:
+    return jax.jit(function, donate_argnums=0, out_shardings=_state_shardings(grid, state))(state)
+
+  return Strategy(
+    init, abstract, lambda state: state, place_batch, place_batch, lower, advance, lambda tree: tree
+  )
 
 
 def pmap(config: Any, batch_size: int, devices: Sequence[jax.Device] | None = None) -> Strategy:
@@ -98,6 +105,7 @@ def pmap(config: Any, batch_size: int, devices: Sequence[jax.Device] | None = No
     place_batch=place_batch,
     place_rows=lambda rows: rows,
     lower=lower,
+    advance=lambda function, state: jax.pmap(function, donate_argnums=0, devices=devices)(state),
     fetch=lambda tree: jax.tree.map(lambda a: a[0], tree),
   )
 

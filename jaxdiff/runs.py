@@ -29,7 +29,7 @@ def restore(config: Any, workdir: Path, strategy: parallel.Strategy) -> Run:
 
   Changes nothing there.  Raises UserError where there is no checkpoint or the config does not fit it.
   """
-  task = tasks.make(config, optim.make_optimizer(config.optim, config.train.steps))
+  task = tasks.make(config, optim.make_optimizer(config.optim, *tasks.stages(config)))
   restored = None
   if (workdir / checkpoints.FOLDER).is_dir():
     with contextlib.closing(checkpoints.open_for_reading(workdir)) as manager:

@@ -6,6 +6,7 @@ A control branch names its base (config.base.workdir), a student its teacher (co
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,25 +22,41 @@ class Start(NamedTuple):
   inherited: tuple[
     str, ...
   ]  # sections whose values are the run's, beside `model`, unless set on the command line
+  own: tuple[str, ...]  # keys of these sections that are not the run's
   fixed: tuple[str, ...]  # sections and keys that have to stay as the run's
+  settle: Callable[[Any], None] = lambda config: None  # fills in what follows from the rest
 
 
+def _settle_rounds(config: Any) -> None:
+  """The length of a distillation is that of its rounds, unless it is given, which the task then checks."""
+  if not config.train.steps:
+    config.train.steps = sum(tasks.stages(config))
+
+
+FIXED = (
+  "model",
+  "data.image_size",
+  "data.channels",
+  "diffusion.schedule",
+  "diffusion.shift",
+  "diffusion.zero_terminal_snr",
+  "diffusion.parameterization",
+)
 STARTS = {
   "controlnet": Start(
     section="base",
     inherited=("diffusion", "data"),
-    fixed=(
-      "model",
-      "data.image_size",
-      "data.channels",
-      "diffusion.schedule",
-      "diffusion.shift",
-      "diffusion.zero_terminal_snr",
-      "diffusion.parameterization",
-    ),
+    own=("data.hint", "data.hint_maps", "data.heldout"),
+    fixed=FIXED,
+  ),
+  "distill": Start(
+    section="teacher",
+    inherited=("diffusion", "data"),
+    own=("diffusion.weighting", "diffusion.time_density"),
+    fixed=FIXED,
+    settle=_settle_rounds,
   ),
 }
-OWN = ("data.hint", "data.hint_maps", "data.heldout")  # never inherited
 
 
 def override(config: Any, arguments: list[str]) -> None:
@@ -56,9 +73,10 @@ def override(config: Any, arguments: list[str]) -> None:
   with config.unlocked():
     config.model = given.model.copy_and_resolve_references()
     for section in start.inherited:
-      taken = {key: value for key, value in given[section].items() if f"{section}.{key}" not in OWN}
+      taken = {key: value for key, value in given[section].items() if f"{section}.{key}" not in start.own}
       config[section].update(taken)
   configuration.override(config, arguments)
+  start.settle(config)
   _check(config, given, start)
 
 

@@ -1,7 +1,7 @@
 """The one training loop: every task, model and parallel strategy runs through it.
 
 Order at the start: config and source are checked, the state is restored or made, the data stream starts where that
-state stopped, the step is compiled. Order after a step: log, show, save, stop.
+state stopped, the step is compiled. Order after a step: log, show, advance to the next stage, save, stop.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None
   checkpoints.prepare_workdir(workdir)
   source = data.load(config.data.source, config.data.split, skip_unreadable=config.data.skip_unreadable)
   data.check_labels(source, config.model.num_classes)
-  tx = optim.make_optimizer(config.optim, t.steps)
+  tx = optim.make_optimizer(config.optim, *tasks.stages(config))
   task = tasks.make(config, tx)
   strategy = parallel.make(config.parallel, t.batch_size)
   preview = previews.make(config, task, strategy, source, workdir)
@@ -81,7 +81,7 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None
       bar.update()
       batch = next(batches)
       ends = number == t.steps or bool(stop)
-      saves = ends or number % t.checkpoint_every == 0
+      saves = ends or number % t.checkpoint_every == 0 or number in task.stages
       if saves:
         _report(window.collect(), log, bar, watch, manager, t.batch_size)
       elif number % t.log_every == 1 % t.log_every:
@@ -90,6 +90,8 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None
       with watch.paused():
         if preview.due(number):
           log.show(number, preview.show(strategy.fetch(state), number))
+        if number in task.stages:
+          state = strategy.advance(task.advance, state)
         if saves:
           position = {"examples": number * t.batch_size}
           checkpoints.save(manager, number, strategy.fetch(state), run | position)

@@ -8,7 +8,7 @@ t in [0, 1] with t = 0 clean. Images are NHWC float32 in [-1, 1].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -99,7 +99,14 @@ class TrainState(flax.struct.PyTreeNode):
 class ControlNetState(TrainState):
   """The state of a control branch: params are the branch's, base_params those of the network it steers."""
 
-  base_params: PyTree = None  # f32, frozen: never differentiated, in no optimizer and no EMA
+  base_params: PyTree  # f32, frozen: never differentiated, in no optimizer and no EMA
+
+
+class DistillState(TrainState):
+  """The state of a student: params are the student's, teacher_params those of the model that it learns from."""
+
+  teacher_params: PyTree  # f32, frozen until the round ends
+  num_steps: Array  # i32[], in which the student samples; traced, so that halving compiles nothing
 
 
 class ClassifierState(TrainState):
@@ -113,5 +120,6 @@ class Task(NamedTuple):
   loss: Callable[[PyTree, Any, Batch, Array], tuple[Array, Metrics]]  # (params, state, batch, key)
   denoiser: Callable[[PyTree, Any], Denoiser] | None  # (params, state) -> Denoiser, for sampling and scoring
   advance: Callable[[Any], Any]  # state -> state at the end of a stage
+  stages: Collection[int] = ()  # the steps after which the state is advanced
   # (fresh state, a trained run's parameters) -> the state that starts from them; None: a task that starts from nothing
   adopt: Callable[[Any, PyTree], Any] | None = None

@@ -52,6 +52,7 @@ def arguments(name="dit"):
     "dit": ("model.width=16", "model.depth=2", "model.heads=2"),
     "unet": ("model.width=8", "model.num_blocks=1", "model.head_channels=8"),
     "controlnet": ("control.blocks=1",),
+    "distill": ("distill.start_steps=4", "distill.updates=2", "distill.updates_last=3"),
     "classifier": ("model.width=8", "model.num_blocks=1", "model.head_channels=8", "model.channel_mults=1"),
   }[name]
   run = (

@@ -41,6 +41,7 @@ LAYERS = {
     "classifiers",
     "runs",
     "starts",
+    "students",
     "previews",
     "accuracy",
     "evaluation",

@@ -10,10 +10,16 @@ import optax
 
 from jaxdiff.data import hints
 from jaxdiff.errors import unknown
-from jaxdiff.tasks import classifier, controlnet, denoise
+from jaxdiff.tasks import classifier, controlnet, denoise, distill
 from jaxdiff.types import Task
 
-TASKS = {"denoise": denoise.make, "classifier": classifier.make, "controlnet": controlnet.make}
+TASKS = {
+  "denoise": denoise.make,
+  "classifier": classifier.make,
+  "controlnet": controlnet.make,
+  "distill": distill.make,
+}
+STAGES = {"distill": distill.stages}
 
 
 def make(config: Any, tx: optax.GradientTransformation) -> Task:
@@ -21,6 +27,11 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
   if config.task not in TASKS:
     raise unknown("task", config.task, TASKS)
   return TASKS[config.task](config, tx)
+
+
+def stages(config: Any) -> tuple[int, ...]:
+  """The train steps of each stage of a run, as the optimizer wants them: for most tasks there is one."""
+  return STAGES[config.task](config) if config.task in STAGES else (config.train.steps,)
 
 
 def initial_state(config: Any, task: Task) -> Any:

@@ -1,0 +1,113 @@
+"""What each round of a distillation leaves: its student as a run of its own, its pictures, and what it costs to draw one."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from jaxdiff import checkpoints, configuration, data, draw, optim, parallel, pictures, sample, tasks
+from jaxdiff.evaluation import quick
+from jaxdiff.files import write_atomically
+from jaxdiff.reporting import Shown
+from jaxdiff.types import Task, TrainState
+
+logger = logging.getLogger("jaxdiff")
+
+ROW = 16  # images of each round in rounds.png
+OF_TEACHING = ("teacher", "distill")  # sections that a student's config does not have
+
+
+def make_preview(
+  config: Any, task: Task, strategy: parallel.Strategy, source: data.Source, workdir: Path
+) -> Callable[..., Shown]:
+  """The function preview(state, step, is_last) -> Shown that a training loop calls at the end of each round.
+
+  It leaves <workdir>/steps_0064/, the averaged student as a run of the task `denoise` that --mode sample and evaluate take,
+  with samples.png; after the last round rounds.png: the same noise through all students.  With config.eval.every other than
+  0 it scores each student as config.eval says.
+  """
+
+  def preview(state: Any, step: int, is_last: bool = False) -> Shown:
+    num_steps = int(state.num_steps)
+    own, folder = config_of(config, num_steps), folder_of(workdir, num_steps)
+    own_task, student = student_of(own, state)
+    export(folder, own, student, step, source.label_names)
+    label = sample.labels(own, own.sample.num + -own.sample.num % jax.device_count())
+    drawing = draw.make_draw(own, own_task, strategy.place_rows)
+    images, seconds = timed(drawing, student, label)
+    pictures.save_npz(folder / "samples.npz", images, label)
+    shown = {
+      f"steps_{num_steps:04d}": sample.save_grid(folder / "samples.png", images, label, source.label_names)
+    }
+    numbers = {"student/num_steps": float(num_steps), "student/seconds_per_image": seconds}
+    if quick.is_wanted(own):
+      numbers |= quick.make_preview(own, own_task, strategy, source, folder)(student, step).numbers
+    if is_last:
+      shown["rounds"] = through_rounds(workdir)
+    told = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items() if name != "student/num_steps")
+    logger.info("Student of %d steps in %s: %s", num_steps, folder, told)
+    return Shown(shown, numbers)
+
+  return preview
+
+
+def folder_of(workdir: Path, num_steps: int) -> Path:
+  return workdir / f"steps_{num_steps:04d}"
+
+
+def config_of(config: Any, num_steps: int) -> Any:
+  """The config of a student: of the task `denoise`, drawn from in exactly its steps."""
+  own = config.copy_and_resolve_references()
+  with own.unlocked():
+    for section in OF_TEACHING:
+      del own[section]
+    own.task, own.name = "denoise", f"{config.name}_{num_steps}"
+    learned = {"steps": num_steps, "only_steps": num_steps, "sampler": "ddim", "grid": "uniform"}
+    own.sample.update(learned | ({"guidance": 1.0} if config.distill.guidance != 1 else {}))
+  return own
+
+
+def student_of(own: Any, state: Any) -> tuple[Task, TrainState]:
+  """(task, state) of a student as a run of its own: the averaged parameters, of which the average begins anew."""
+  tx = optim.make_optimizer(own.optim, *tasks.stages(own))
+  params = optim.ema_params(state)
+  opt_state = optax.tree.set(jax.jit(tx.init)(params), ema_params=params)
+  return tasks.make(own, tx), TrainState(state.step, params, opt_state, state.rng)
+
+
+def export(folder: Path, own: Any, student: TrainState, step: int, names: tuple[str, ...]) -> None:
+  """Writes a run; config.json last, so that what has one is whole.  What lies there of a round that was killed is replaced."""
+  if jax.process_index() == 0 and folder.exists():
+    shutil.rmtree(folder)
+  checkpoints.prepare_workdir(folder)
+  record = {"config": own.to_dict(), "label_names": list(names), "data": {}}
+  with contextlib.closing(checkpoints.open_manager(folder)) as manager:
+    checkpoints.save(manager, step, student, record)
+    checkpoints.finish(manager)
+  write_atomically(folder / "config.json", lambda file: file.write(configuration.to_json(own).encode()))
+
+
+def timed(drawing: draw.Draw, state: Any, label: np.ndarray) -> tuple[np.ndarray, float]:
+  """(images, seconds an image): drawn twice, as the first time compiles."""
+  index = np.arange(len(label))
+  images = drawing(state, index, label)
+  begin = time.perf_counter()
+  drawing(state, index, label)
+  return images, (time.perf_counter() - begin) / len(label)
+
+
+def through_rounds(workdir: Path) -> np.ndarray:
+  """Saves and returns rounds.png, u8[H,W,3]: a row for each student, from many steps to few, a column for each noise."""
+  found = sorted(workdir.glob("steps_*/samples.npz"), reverse=True)
+  rows = [np.load(path, allow_pickle=False)["arr_0"][:ROW] for path in found]
+  names = [path.parent.name.removeprefix("steps_").lstrip("0") for path in found for _ in rows[0]]
+  return pictures.grid(np.concatenate(rows), names, columns=len(rows[0]), path=workdir / "rounds.png")

@@ -1,0 +1,115 @@
+"""A distillation from the command line: what each round leaves, and that it goes on exactly where it was stopped."""
+
+import json
+import os
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdiff import checkpoints, configuration, optim, students, tasks
+from jaxdiff.main import main
+from tests import small
+
+STEPS = (4, 2, 1)
+
+
+def train(workdir, teacher, *more):
+  lines = [*small.arguments("distill"), f"config.teacher.workdir={teacher}", "config.train.steps=0", *more]
+  arguments = [f"--{line}" for line in lines]
+  return main(["--config", "configs/distill_cfg.py", "--workdir", str(workdir), *arguments])
+
+
+def state_of(workdir):
+  config = configuration.of_run(workdir)
+  task = tasks.make(config, optim.make_optimizer(config.optim, *tasks.stages(config)))
+  abstract = jax.eval_shape(lambda: tasks.initial_state(config, task))
+  state, _ = checkpoints.restore(checkpoints.open_manager(workdir), abstract)
+  return jax.tree.map(np.asarray, state.replace(rng=jax.random.key_data(state.rng)))
+
+
+def equal(one, other):
+  return jax.tree.all(jax.tree.map(np.array_equal, one, other))
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory):
+  """(workdir, workdir of the teacher)."""
+  os.chdir(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+  teacher, workdir = tmp_path_factory.mktemp("teacher"), tmp_path_factory.mktemp("students")
+  small.run(teacher, "dit")
+  assert train(workdir, teacher) == 0
+  return workdir, teacher
+
+
+def test_each_round_leaves_its_student_as_a_run(distilled):
+  workdir, _ = distilled
+  for count in STEPS:
+    folder = students.folder_of(workdir, count)
+    own = configuration.of_run(folder)
+    assert (own.task, own.sample.steps, own.sample.only_steps) == ("denoise", count, count)
+    assert "teacher" not in own and "distill" not in own
+    assert np.load(folder / "samples.npz")["arr_0"].shape == (12, 8, 8, 1)
+    assert (folder / "samples.png").stat().st_size > 0
+  assert (workdir / "rounds.png").stat().st_size > 0
+  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  assert [row["student/num_steps"] for row in rows if "student/num_steps" in row] == list(STEPS)
+
+
+def test_the_last_student_is_the_runs_average(distilled):
+  workdir, _ = distilled
+  student = state_of(students.folder_of(workdir, 1))
+  assert equal(student.params, optim.ema_params(state_of(workdir)))
+  assert equal(student.params, optim.ema_params(student))
+
+
+def test_a_student_samples_in_its_steps_and_in_no_others(distilled, capsys):
+  folder = students.folder_of(distilled[0], 2)
+  before = np.load(folder / "samples.npz")["arr_0"]
+  assert main(["--mode", "sample", "--workdir", str(folder), "--config.sample.num=12"]) == 0
+  assert np.array_equal(np.load(folder / "samples.npz")["arr_0"], before)
+  for setting, right in (
+    ("steps=4", "steps=2"),
+    ("sampler=dpmpp_2m", "sampler=ddim"),
+    ("grid=quadratic", "grid=uniform"),
+  ):
+    assert main(["--mode", "sample", "--workdir", str(folder), f"--config.sample.{setting}"]) == 2
+    told = capsys.readouterr().err
+    assert (
+      "this student has learned 2 steps of ddim on the uniform grid" in told
+      and f"--config.sample.{right}" in told
+    )
+
+
+@pytest.mark.parametrize("kept", [2, 4])
+def test_a_run_goes_on_exactly_across_the_end_of_a_round(distilled, tmp_path, kept):
+  """Step 2 ends the first round; step 4 lies in the middle of the second."""
+  workdir, teacher = distilled
+  again = tmp_path / "again"
+  assert train(again, teacher, "config.train.keep_checkpoints=10", "config.train.checkpoint_every=1") == 0
+  one = state_of(again)
+  assert equal(one, state_of(workdir))
+  for step in (again / "checkpoints").iterdir():
+    if int(step.name) > kept:
+      shutil.rmtree(step)
+  shutil.rmtree(students.folder_of(again, 1))
+  assert train(again, teacher, "config.train.keep_checkpoints=10", "config.train.checkpoint_every=1") == 0
+  assert equal(one, state_of(again))
+  assert students.folder_of(again, 1).is_dir()
+
+
+def test_a_round_that_was_killed_while_it_was_left_is_left_again(distilled, tmp_path):
+  workdir, teacher = distilled
+  again = tmp_path / "again"
+  broken = students.folder_of(again, 4)
+  (broken / "checkpoints" / "2").mkdir(parents=True)
+  (broken / "checkpoints" / "2" / "half").write_text("written")
+  assert train(again, teacher) == 0
+  assert equal(state_of(broken), state_of(students.folder_of(workdir, 4)))
+
+
+def test_a_teacher_that_is_not_there_is_told_with_the_command_that_makes_it(tmp_path, capsys):
+  assert train(tmp_path / "students", tmp_path / "none") == 2
+  told = capsys.readouterr().err
+  assert "(config.teacher.workdir)" in told and "--config configs/dit_cfg.py" in told
