@@ -24,11 +24,28 @@ class Start(NamedTuple):
   ]  # sections whose values are the run's, beside `model`, unless set on the command line
   own: tuple[str, ...]  # keys of these sections that are not the run's
   fixed: tuple[str, ...]  # sections and keys that have to stay as the run's
-  settle: Callable[[Any], None] = lambda config: None  # fills in what follows from the rest
+  settle: Callable[
+    [Any, Any], None
+  ]  # (config, the run's config): fills in what follows; refuses what does not suit
 
 
-def _settle_rounds(config: Any) -> None:
+def _refuse_students(config: Any, given: Any) -> None:
+  """A student's x is where its few steps have to go, not the mean of the images that z_t may be of, which a branch learns."""
+  if given.sample.only_steps:
+    raise UserError(
+      f"the run in {config.base.workdir!r} (config.base.workdir) is a student of {given.sample.only_steps} steps: what it "
+      "predicts is no denoised image, as a control branch learns it. Train the branch on its teacher."
+    )
+
+
+def _settle_rounds(config: Any, given: Any) -> None:
   """The length of a distillation is that of its rounds, unless it is given, which the task then checks."""
+  steps, first = given.sample.only_steps, config.distill.start_steps
+  if steps and 2 * first != steps:
+    raise UserError(
+      f"the teacher in {config.teacher.workdir!r} (config.teacher.workdir) is a student of {steps} steps, so its own student "
+      f"takes {steps // 2}, not {first} (config.distill.start_steps)."
+    )
   if not config.train.steps:
     config.train.steps = sum(tasks.stages(config))
 
@@ -48,6 +65,7 @@ STARTS = {
     inherited=("diffusion", "data"),
     own=("data.hint", "data.hint_maps", "data.heldout"),
     fixed=FIXED,
+    settle=_refuse_students,
   ),
   "distill": Start(
     section="teacher",
@@ -76,7 +94,7 @@ def override(config: Any, arguments: list[str]) -> None:
       taken = {key: value for key, value in given[section].items() if f"{section}.{key}" not in start.own}
       config[section].update(taken)
   configuration.override(config, arguments)
-  start.settle(config)
+  start.settle(config, given)
   _check(config, given, start)
 
 

@@ -113,3 +113,30 @@ def test_a_teacher_that_is_not_there_is_told_with_the_command_that_makes_it(tmp_
   assert train(tmp_path / "students", tmp_path / "none") == 2
   told = capsys.readouterr().err
   assert "(config.teacher.workdir)" in told and "--config configs/dit_cfg.py" in told
+
+
+def test_a_student_is_no_base_of_a_control_branch(distilled, tmp_path, capsys):
+  student = students.folder_of(distilled[0], 2)
+  arguments = [
+    "--config",
+    "configs/controlnet_cfg.py",
+    "--workdir",
+    str(tmp_path),
+    f"--config.base.workdir={student}",
+  ]
+  assert main(arguments) == 2
+  assert (
+    "is a student of 2 steps" in (told := capsys.readouterr().err)
+    and "Train the branch on its teacher" in told
+  )
+
+
+def test_a_student_teaches_from_half_its_steps_on(distilled, tmp_path, capsys):
+  student = students.folder_of(distilled[0], 4)
+  assert train(tmp_path, student) == 2
+  assert (
+    "is a student of 4 steps, so its own student takes 2, not 4 (config.distill.start_steps)"
+    in capsys.readouterr().err
+  )
+  assert train(tmp_path, student, "config.distill.start_steps=2") == 0
+  assert students.folder_of(tmp_path, 2).is_dir()
