@@ -1,0 +1,146 @@
+"""Quality against steps: students of a progressive distillation, and their teacher with DDIM and DPM-Solver++ 2M.
+
+python -m benchmarks.distillation --teacher checkpoints/dit_digits --students checkpoints/distill_digits \
+  --judge checkpoints/classifier_clean [--num 2000]
+
+Of each, --num images are scored: Frechet distance in the features of --judge (a run of configs/classifier_cfg.py:clean), and
+the share that it takes for the class asked for.  The teacher is guided as its students were taught to be
+(config.distill.guidance).  Then the milliseconds that an image takes: the guided teacher in 50 steps, students in 4 and 1.
+Prints tables and draws --out.  Runs are copied first: the workdirs stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.evaluation import judged, rows_of
+from jaxdiff import configuration, draw, parallel, platform, runs, students
+
+FULL = 256  # steps of the teacher that count as all
+SOLVERS = {"teacher, DDIM": "ddim", "teacher, DPM-Solver++ 2M": "dpmpp_2m"}
+COLORS = {"teacher, DDIM": "#888888", "teacher, DPM-Solver++ 2M": "#d98a1f", "students": "#1f6fb4"}
+BATCH, ROUNDS = 100, 7
+
+Curves = dict[str, dict[int, dict[str, float]]]  # name -> steps -> figures
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  for name in ("teacher", "students", "judge"):
+    parser.add_argument(f"--{name}", type=Path, required=True, metavar="DIR")
+  parser.add_argument("--num", type=int, default=2000)
+  parser.add_argument("--out", type=Path, default=Path("docs/images/distillation.png"))
+  flags = parser.parse_args()
+  platform.configure()
+  found = curves(flags)
+  print(table(found))
+  plot(found, flags.out)
+  for line in speed(flags):
+    print(line)
+
+
+def curves(flags: argparse.Namespace) -> Curves:
+  """The figures of students at their steps, and of the teacher at the same and at all."""
+  shared = (f"--config.eval.num={flags.num}", *judged(flags.judge))
+  steps = steps_of(flags.students)
+  asked = ",".join(map(str, [FULL, *steps]))
+  guided = f"--config.sample.guidance={guidance_of(flags.students)}"
+  found: Curves = {}
+  for name, sampler in SOLVERS.items():
+    rows = rows_of(
+      flags.teacher,
+      *shared,
+      guided,
+      f"--config.sample.sampler={sampler}",
+      f"--config.eval.sweep_steps={asked}",
+    )
+    found[name] = {row["settings"]["sample.steps"]: row["figures"] for row in rows}
+  found["students"] = {
+    count: rows_of(students.folder_of(flags.students, count), *shared)[-1]["figures"] for count in steps
+  }
+  return found
+
+
+def steps_of(workdir: Path) -> list[int]:
+  return sorted((int(path.name.removeprefix("steps_")) for path in workdir.glob("steps_*")), reverse=True)
+
+
+def guidance_of(workdir: Path) -> float:
+  return configuration.of_run(workdir).distill.guidance
+
+
+def table(found: Curves) -> str:
+  """Markdown: a row for each number of steps, distance and accuracy of each way."""
+  head = ["steps", *(f"{name}: {figure}" for name in found for figure in ("frechet", "accuracy"))]
+  counts = sorted({steps for row in found.values() for steps in row}, reverse=True)
+  rows = [
+    [str(count), *(cell for row in found.values() for cell in cells(row.get(count)))] for count in counts
+  ]
+  return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
+
+
+def cells(figures: dict[str, float] | None) -> tuple[str, str]:
+  return (f"{figures['frechet']:.3g}", f"{100 * figures['accuracy']:.1f}%") if figures else ("", "")
+
+
+def plot(found: Curves, path: Path) -> None:
+  """Frechet distance over the number of steps."""
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(6.0, 4.0), dpi=120, layout="constrained")
+  axis = figure.subplots()
+  for name, row in found.items():
+    steps = sorted(row)
+    axis.plot(steps, [row[count]["frechet"] for count in steps], marker="o", color=COLORS[name], label=name)
+  axis.set(xscale="log", yscale="log", xlabel="steps", ylabel="Frechet distance, classifier features")
+  axis.set_xticks(sorted({steps for row in found.values() for steps in row}), minor=False)
+  axis.xaxis.set_major_formatter("{x:g}")
+  axis.grid(color="#e6e6e6")
+  axis.legend()
+  path.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(path)
+
+
+def speed(flags: argparse.Namespace) -> list[str]:
+  """What an image costs each way, the ways in turn, and how many times faster than the guided teacher: medians, quartiles."""
+  ways = {
+    "teacher, guided, 50 steps": drawer(flags.teacher, {"guidance": 1.5, "steps": 50, "sampler": "ddim"})
+  }
+  for count in (4, 1):
+    folder = students.folder_of(flags.students, count)
+    if folder.is_dir():
+      ways[f"student, {count} steps"] = drawer(folder, {"guidance": 1.0})
+  seconds: dict[str, list[float]] = {name: [] for name in ways}
+  for number in range(ROUNDS + 1):
+    for name, once in ways.items():
+      begin = time.perf_counter()
+      once()
+      if number:  # the first compiles
+        seconds[name].append((time.perf_counter() - begin) / BATCH)
+  teacher = np.asarray(next(iter(seconds.values())))
+  return [
+    f"{name}: {1000 * np.median(own):.2f} ms an image, {{1:.1f}} times as fast ({{0:.1f}} to {{2:.1f}})".format(
+      *np.quantile(teacher / np.asarray(own), (0.25, 0.5, 0.75))
+    )
+    for name, own in seconds.items()
+  ]
+
+
+def drawer(workdir: Path, settings: dict[str, Any]) -> Callable[[], Any]:
+  """Draws a batch of a run's images."""
+  config = configuration.of_run(workdir)
+  config.sample.update(settings)
+  strategy = parallel.mesh(config.parallel, BATCH)
+  run = runs.restore(config, workdir, strategy)
+  drawing, label = draw.make_draw(config, run.task, strategy.place_rows), np.arange(BATCH) % 10
+  return lambda: drawing(run.state, np.arange(BATCH), label)
+
+
+if __name__ == "__main__":
+  main()
