@@ -26,9 +26,8 @@ def get_config() -> ConfigDict:
   # what a control branch is steered by, made of each image: canny(low=50.0,high=150.0) | hough(detector=hough) | scribble
   # | segmentation(colours=6) | depth(near=bright) ; empty: no hints. See docs/hints.md
   c.data.hint = ""
-  c.data.hint_maps = (
-    ""  # read hints from this folder instead: for <class>/a.jpg of a folder: source, <class>/a.png
-  )
+  # read hints from this folder instead: for <class>/a.jpg of a folder: source, <class>/a.png
+  c.data.hint_maps = ""
   c.data.in_memory = True  # keep decoded images in RAM (small sets)
   c.data.skip_unreadable = False  # True drops files that cannot be decoded, with a warning
   c.data.workers = 0  # decoding processes; 0 decodes in threads of this process
@@ -53,9 +52,8 @@ def get_config() -> ConfigDict:
   c.optim = ConfigDict()
   c.optim.learning_rate = 1e-4  # peak
   c.optim.warmup_steps = 0  # updates
-  c.optim.decay = (
-    "constant"  # constant | cosine | linear (to 0 at the end of the run, or of a round of distillation)
-  )
+  # constant | cosine | linear (to 0 at the end of the run, or of a round of distillation)
+  c.optim.decay = "constant"
   c.optim.beta1 = 0.9
   c.optim.beta2 = 0.999
   c.optim.epsilon = 1e-8
@@ -85,20 +83,17 @@ def get_config() -> ConfigDict:
   # where it is on: between these noise levels sigma/alpha, as 0.2,5.0
   c.sample.guidance_interval = (0.0, float("inf"))
   c.sample.guidance_rescale = 0.0  # 0..1: back to the contrast of an unguided image
-  c.sample.classifier = (
-    ""  # steers by it: the workdir of a classifier, or module:function, (z, t, label) -> log p
-  )
+  # steers by it: the workdir of a classifier, or module:function, (z, t, label) -> log p
+  c.sample.classifier = ""
   c.sample.classifier_scale = 1.0  # 0: off; 1: the classifier's gradient as it is; above: closer to the label
-  c.sample.classifier_sees = (
-    "auto"  # z: noised images | x: the predicted clean ones | auto: what it was trained on
-  )
+  # z: noised images | x: the predicted clean ones | auto: what it was trained on
+  c.sample.classifier_sees = "auto"
   # ddpm(variance=fixed_small) | ddim(eta=0.0) | euler | euler_ancestral(eta=1.0) | heun | dpmpp_1 | dpmpp_2m | dpmpp_3m
   # | dpmpp_sde_2m | unipc
   c.sample.sampler = "ddim"
   c.sample.steps = 50
-  c.sample.only_steps = (
-    0  # a student's: it samples in so many steps of ddim on the uniform grid; 0: any number
-  )
+  # a student's: it samples in so many steps of ddim on the uniform grid; 0: any number
+  c.sample.only_steps = 0
   # uniform | quadratic | leading | trailing | linspace | karras(rho=7.0) | log_snr
   c.sample.grid = "uniform"
   c.sample.threshold = "clip"  # the predicted image's range: clip | dynamic(percentile=0.995) | none
@@ -112,18 +107,16 @@ def get_config() -> ConfigDict:
   c.sample.hint_is_map = False
   c.sample.control_scale = (1.0,)  # strength of each branch; 0: the base alone
   c.sample.branches = ""  # workdirs of further control branches of the same base, with commas between
-  c.sample.guess = (
-    False  # no hint without a label, and weaker control of the first layers: for hints without labels
-  )
+  # no hint without a label, and weaker control of the first layers: for hints without labels
+  c.sample.guess = False
   c.sample.batch_size = 100  # images drawn at a time
   c.sample.seed = 0
   c.sample.ema = True  # False draws with the raw parameters
 
   c.eval = ConfigDict()  # --mode evaluate scores images, drawn as config.sample says: see docs/evaluation.md
   c.eval.num = 10_000  # images drawn
-  c.eval.labels = (
-    "balanced"  # as config.sample.labels, all classes in turn by default | data: as often as in the data
-  )
+  # as config.sample.labels, all classes in turn by default | data: as often as in the data
+  c.eval.labels = "balanced"
   # inception[:FILE] | classifier:WORKDIR (of a run of configs/classifier_cfg.py) | onnx:FILE[?SCALING] | pixels (tests)
   c.eval.features = "inception"
   # scored instead of drawing: FILE.npz (arr_0, labels in arr_1) | a folder of images | data:SPLIT, as data:test
@@ -132,9 +125,8 @@ def get_config() -> ConfigDict:
   c.eval.reference_split = ""  # of config.data.source; empty: config.data.split, what was trained on
   c.eval.make_reference = ""  # write these statistics to this FILE.npz and stop
   c.eval.classifier = ""  # workdir of a classifier that tells classes; empty: that of features, if it is one
-  c.eval.sweep_guidance = (
-    ""  # one evaluation for each of these values of config.sample.guidance, as 1,1.5,2,3
-  )
+  # one evaluation for each of these values of config.sample.guidance, as 1,1.5,2,3
+  c.eval.sweep_guidance = ""
   c.eval.sweep_classifier_scale = ""  # the same of config.sample.classifier_scale
   c.eval.sweep_steps = ""  # the same of config.sample.steps, as 5,10,20,50
   c.eval.every = 0  # steps between quick evaluations while training; 0: none

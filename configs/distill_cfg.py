@@ -3,7 +3,7 @@
 python -m jaxdiff.main --config configs/dit_cfg.py                                the teacher
 python -m jaxdiff.main --config configs/distill_cfg.py                            digits: 30 min on 2 CPU cores
 python -m jaxdiff.main --config configs/distill_cfg.py --config.teacher.workdir=checkpoints/unet_digits
-python -m jaxdiff.main --config configs/distill_cfg.py:guided                     the teacher guided at 1.5
+python -m jaxdiff.main --config configs/distill_cfg.py:guided                     students of a guided teacher, at any scale from 1 to 4
 python -m jaxdiff.main --config configs/distill_cfg.py:fashion_mnist
 
 Each round leaves its student as a run of its own: --mode sample --workdir checkpoints/distill_digits/steps_0004
@@ -28,9 +28,10 @@ def get_config(preset: str = "") -> ConfigDict:
   c.distill.end_steps = 1
   c.distill.updates = 400  # train steps of a round
   c.distill.updates_last = 800  # of the rounds to 2 steps and to 1
-  c.distill.guidance = (
-    1.0  # of the first teacher: students have it built in, and are drawn from with guidance=1
-  )
+  # classifier-free guidance of the first teacher: one scale, built into the students ...
+  c.distill.guidance = 1.0
+  # ... or a range, from which students take the scale as an input (config.sample.guidance); equal ends: not so
+  c.distill.guidance_range = (1.0, 1.0)
   base.short_run(c)
   c.diffusion.weighting = "truncated_snr"  # or uniform_v, uniform_eps
   c.optim.learning_rate = 3e-4
@@ -48,7 +49,7 @@ def digits(c: ConfigDict) -> None:
 
 
 def guided(c: ConfigDict) -> None:
-  c.distill.guidance = 1.5
+  c.distill.guidance_range = (1.0, 4.0)
 
 
 def fashion_mnist(c: ConfigDict) -> None:

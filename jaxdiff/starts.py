@@ -48,6 +48,10 @@ def _settle_rounds(config: Any, given: Any) -> None:
     )
   if not config.train.steps:
     config.train.steps = sum(tasks.stages(config))
+  low, high = config.distill.guidance_range
+  if low < high:
+    with config.unlocked():
+      config.model.guidance_range = (low, high)
 
 
 FIXED = (
@@ -70,7 +74,7 @@ STARTS = {
   "distill": Start(
     section="teacher",
     inherited=("diffusion", "data"),
-    own=("diffusion.weighting", "diffusion.time_density"),
+    own=("diffusion.weighting", "diffusion.time_density", "model.guidance_range"),
     fixed=FIXED,
     settle=_settle_rounds,
   ),
@@ -130,7 +134,7 @@ def _check(config: Any, given: Any, start: Start) -> None:
   changed = configuration.differences(given.to_dict(), config.to_dict())
   for line in changed:
     key = line.partition(":")[0]
-    if any(key == fixed or key.startswith(f"{fixed}.") for fixed in start.fixed):
+    if key not in start.own and any(key == fixed or key.startswith(f"{fixed}.") for fixed in start.fixed):
       raise UserError(
         f"config.{line}: this is settled by the run in {config[start.section].workdir!r} "
         f"(config.{start.section}.workdir). Leave it out, or start from another."

@@ -31,13 +31,15 @@ def make(config: Any, schedule: NoiseSchedule) -> Steering:
   """
   s = config.sample
   classifier = classifiers.load(config) if has_classifier(s) else None
-  has_label, is_free = is_labelled(config) and s.guidance != 0, is_guided(s)
+  has_label, is_free = is_labelled(config) and s.guidance != 0, is_guided(s) and not guidance_range(config)
 
   def values() -> PyTree:
     params = classifier.params if classifier else {}
     return {"guidance": s.guidance, "classifier_scale": s.classifier_scale, "classifier": params}
 
   def wrap(denoise: Denoiser, given: PyTree) -> Denoiser:
+    if guidance_range(config):
+      denoise = guidance.told(denoise, given["guidance"])
     plain = denoise if has_label else guidance.unlabelled(denoise)
     steered = _classifier_free(s, denoise, given["guidance"], schedule) if is_free else plain
     if classifier:
@@ -52,6 +54,11 @@ def make(config: Any, schedule: NoiseSchedule) -> Steering:
 def is_labelled(config: Any) -> bool:
   """Whether the model was ever shown a label."""
   return config.model.num_classes > 0 and config.diffusion.label_dropout < 1
+
+
+def guidance_range(config: Any) -> tuple[float, ...]:
+  """The scales that a guided student takes as an input, at the cost of one evaluation; empty for all other models."""
+  return tuple(config.model.get("guidance_range", ()))
 
 
 def is_guided(s: Any) -> bool:
@@ -71,6 +78,12 @@ def asks_for_labels(config: Any) -> bool:
 def check(config: Any) -> None:
   """Raises UserError for guidance that cannot work with this config's model."""
   s = config.sample
+  scales = guidance_range(config)
+  if scales and not scales[0] <= s.guidance <= scales[-1]:
+    raise UserError(
+      f"guidance {s.guidance:g} (config.sample.guidance) is outside what this student has learned, {scales[0]:g} to "
+      f"{scales[-1]:g}."
+    )
   if is_guided(s) and not is_labelled(config):
     raise UserError(
       f"guidance {s.guidance:g} (config.sample.guidance) needs a model that has seen labels; this one has not "

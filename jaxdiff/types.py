@@ -30,12 +30,14 @@ class Cond(flax.struct.PyTreeNode):
 
   Shapes: label: i32[B] in [0, num_classes), or NULL_LABEL; hint: f32[B,H,W,Ch] in [0, 1] or None; hint_scale: f32[B,n], the
   strength of each of a control branch's n residuals, or None for 1.  Where several branches act, hint and hint_scale are
-  tuples with an array for each.
+  tuples with an array for each.  guidance: f32[B], for students that take the scale of classifier-free guidance as an input,
+  or None for 1.
   """
 
   label: Array
   hint: Any = None
   hint_scale: Any = None
+  guidance: Array | None = None
 
 
 class Prediction(NamedTuple):

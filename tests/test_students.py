@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import checkpoints, configuration, optim, students, tasks
+from jaxdiff import checkpoints, configuration, draw, optim, parallel, runs, students, tasks
 from jaxdiff.main import main
 from tests import small
 
@@ -140,3 +140,28 @@ def test_a_student_teaches_from_half_its_steps_on(distilled, tmp_path, capsys):
   )
   assert train(tmp_path, student, "config.distill.start_steps=2") == 0
   assert students.folder_of(tmp_path, 2).is_dir()
+
+
+def test_students_of_any_scale_draw_at_the_cost_of_one(distilled, tmp_path, capsys):
+  assert (
+    train(tmp_path, distilled[1], "config.distill.guidance_range=1.0,3.0", "config.sample.guidance=2.0") == 0
+  )
+  student = students.folder_of(tmp_path, 1)
+  config, calls = configuration.of_run(student), []
+  assert config.model.guidance_range == (1.0, 3.0) and config.sample.guidance == 2.0
+  config.sample.guidance = 3.0
+  run = runs.restore(config, student, parallel.mesh(config.parallel, 4))
+
+  def counted(params, state):
+    def denoise(z, t, cond):
+      calls.append((z.shape[0], cond.guidance))
+      return run.task.denoiser(params, state)(z, t, cond)
+
+    return denoise
+
+  drawing = draw.make_draw(config, run.task._replace(denoiser=counted), lambda rows: rows)
+  state = jax.tree.map(np.asarray, run.state.replace(rng=jax.random.key_data(run.state.rng)))
+  drawing(state, np.arange(4), np.arange(4))
+  assert [rows for rows, _ in calls] == [4]
+  assert main(["--mode", "sample", "--workdir", str(student), "--config.sample.guidance=5"]) == 2
+  assert "outside what this student has learned, 1 to 3" in capsys.readouterr().err

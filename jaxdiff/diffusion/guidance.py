@@ -39,6 +39,19 @@ def classifier_free(
   return guided
 
 
+def told(denoise: Denoiser, scale: Scale) -> Denoiser:
+  """The denoiser of a student that takes the scale of classifier-free guidance as an input: one evaluation, not two.
+
+  Source: Meng et al. 2023, section 3.1.
+  """
+
+  def guided(z: Array, t: Array, cond: Cond) -> Prediction:
+    every = jnp.broadcast_to(scale(t) if callable(scale) else jnp.asarray(scale, jnp.float32), t.shape)
+    return denoise(z, t, cond.replace(guidance=every))
+
+  return guided
+
+
 def unlabelled(denoise: Denoiser, null_label: int = NULL_LABEL) -> Denoiser:
   """The denoiser without a label: the unconditional prediction, at the cost of one."""
   return lambda z, t, cond: denoise(z, t, _without_label(cond, null_label))

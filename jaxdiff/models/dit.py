@@ -179,6 +179,7 @@ class DiT(nn.Module):
     False  # one compiled block, parameters stacked [depth, ...]: compiles faster, runs 20% slower on CPU
   )
   remat: bool = False  # recompute activations in the backward pass: less memory, a third more time
+  guidance_range: Sequence[float] = ()  # of the scale that a guided student takes as an input; empty: none
   attention: str = "auto"
   dtype: str = "float32"
 
@@ -224,7 +225,12 @@ class DiT(nn.Module):
   def embedding(self) -> layers.Embedding:
     """The module that embeds time and label."""
     return layers.Embedding(
-      self.num_classes, 256, self.width, dtype=layers.dtype(self.dtype), name="embedding"
+      self.num_classes,
+      256,
+      self.width,
+      guided=bool(self.guidance_range),
+      dtype=layers.dtype(self.dtype),
+      name="embedding",
     )
 
   @nn.nowrap

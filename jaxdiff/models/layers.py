@@ -19,6 +19,8 @@ from einops import rearrange
 from jaxdiff import errors
 from jaxdiff.types import NULL_LABEL, Array, Cond
 
+PER_SCALE = 100.0  # a scale of guidance, 1 to about 10, becomes as long as a model time
+
 Dtype = Any
 Init = Callable[..., Any]
 
@@ -125,15 +127,18 @@ class Embedding(nn.Module):
 
   The table's last row, `num_classes`, is the null class; NULL_LABEL (-1) names it too. Without that row
   (`null_class=False`: a purely conditional model) a null label adds nothing. `num_classes=0`: no labels.
-  A label beyond the table gives NaN, which stops a run, rather than some other class.
+  A label beyond the table gives NaN, which stops a run, rather than some other class.  With `guided` the scale of guidance is
+  told too, through a layer that starts at zero; without cond.guidance it is 1.
 
-  Shapes: t: f32[B], cond.label: i32[B].  Returns dtype[B,dim].
+  Shapes: t: f32[B], cond.label: i32[B], cond.guidance: f32[B] or None.  Returns dtype[B,dim].
+  Source: of the scale as an input Meng et al. 2023 (arXiv 2210.03142), section 3.1.
   """
 
   num_classes: int
   frequency_dim: int
   dim: int
   null_class: bool = True
+  guided: bool = False
   kernel_init: Init = nn.initializers.normal(0.02)
   table_init: Init = nn.initializers.normal(0.02)
   dtype: Dtype = jnp.float32
@@ -143,6 +148,10 @@ class Embedding(nn.Module):
     dense = functools.partial(nn.Dense, self.dim, kernel_init=self.kernel_init, dtype=self.dtype)
     time = dense(name="time_in")(frequencies(t, self.frequency_dim))
     time = dense(name="time_out")(nn.silu(time))
+    if self.guided:
+      scale = jnp.ones_like(t) if cond.guidance is None else cond.guidance
+      waves = frequencies(PER_SCALE * scale, self.frequency_dim)
+      time = time + dense(kernel_init=nn.initializers.zeros, name="guidance")(waves)
     if self.num_classes == 0:
       return time
     rows = self.num_classes + self.null_class

@@ -254,6 +254,7 @@ class UNet(nn.Module):
   resblock_updown: bool = False  # residual blocks, instead of a convolution, change the size
   dropout: float = 0.0
   remat: bool = False  # recompute activations in the backward pass: less memory, a third more time
+  guidance_range: Sequence[float] = ()  # of the scale that a guided student takes as an input; empty: none
   attention: str = "auto"
   dtype: str = "float32"
 
@@ -286,6 +287,7 @@ class UNet(nn.Module):
       frequency_dim=self.width,
       dim=4 * self.width,
       null_class=self.null_class,
+      guided=bool(self.guidance_range),
       kernel_init=fan_average,
       dtype=layers.dtype(self.dtype),
       name="embedding",

@@ -52,7 +52,8 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
   def adopt(state: DistillState, teacher_params: PyTree) -> DistillState:
     """The state at a round's beginning: the student is its teacher, all but the learning rate begins anew."""
     # Copies: the student, its average and its teacher must not share a buffer when they are donated.
-    student, teacher = (jax.tree.map(jnp.copy, teacher_params) for _ in range(2))
+    whole = merged(state.params, teacher_params)
+    student, teacher = (jax.tree.map(jnp.copy, whole) for _ in range(2))
     opt_state = optim.restarted(tx, state.opt_state, student)
     return state.replace(params=student, teacher_params=teacher, opt_state=opt_state)
 
@@ -60,18 +61,28 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
     return adopt(state, optim.ema_params(state)).replace(num_steps=state.num_steps // 2)
 
   def teacher_of(state: DistillState) -> Denoiser:
+    """The first teacher is guided, by one scale or by each example's; those that were students have guidance built in."""
     plain = denoise.read(functools.partial(module.apply, {"params": state.teacher_params}), process)
-    if distill.guidance == 1:
+    if distill.guidance == 1 and not is_input(distill):
       return plain
-    guided, is_first = (
-      guidance.classifier_free(plain, distill.guidance),
-      state.num_steps == every[0].num_steps,
-    )
+
+    def guided(z: Array, t: Array, cond: Cond) -> Prediction:
+      scale = distill.guidance if cond.guidance is None else cond.guidance
+      return guidance.classifier_free(plain, lambda t: jnp.broadcast_to(scale, t.shape))(z, t, cond)
 
     def teach(z: Array, t: Array, cond: Cond) -> Prediction:
-      return jax.lax.cond(is_first, guided, plain, z, t, cond)
+      return jax.lax.cond(state.num_steps == every[0].num_steps, guided, plain, z, t, cond)
 
     return teach
+
+  def condition(batch: Batch, key: Array) -> Cond:
+    label_key, scale_key = jax.random.split(key)
+    label = denoise.drop_labels(batch["label"], config.diffusion.label_dropout, label_key, batch["index"])
+    if not is_input(distill):
+      return Cond(label)
+    low, high = distill.guidance_range
+    share = losses.per_example(jax.random.uniform, scale_key, batch["index"])
+    return Cond(label, guidance=low + (high - low) * share)
 
   def loss(params: PyTree, state: DistillState, batch: Batch, key: Array) -> tuple[Array, Metrics]:
     """w(t) |x_hat(z_t) - x~|^2, the mean over the batch: x~ is distillation.target, w config.diffusion.weighting."""
@@ -82,7 +93,7 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
     x = pixels.to_signed(batch["image"])
     noise = losses.per_example(lambda k: jax.random.normal(k, x.shape[1:]), noise_key, index)
     z = schedules.add_noise(schedule, x, noise, t)
-    cond = Cond(denoise.drop_labels(batch["label"], config.diffusion.label_dropout, label_key, index))
+    cond = condition(batch, label_key)
     wanted = distillation.target(schedule, teacher_of(state), z, i, state.num_steps, cond)
     wanted = jax.lax.stop_gradient(wanted)
 
@@ -99,6 +110,19 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
 
   ends = tuple(itertools.accumulate(each.updates for each in every))
   return Task(init=init, loss=loss, denoiser=denoiser, advance=advance, stages=ends[:-1], adopt=adopt)
+
+
+def is_input(distill: Any) -> bool:
+  """Whether students take the scale of guidance as an input."""
+  low, high = distill.guidance_range
+  return low < high
+
+
+def merged(own: PyTree, given: PyTree) -> PyTree:
+  """The given parameters, and of the own ones those that are not among them: what a guided student has and no teacher."""
+  if not isinstance(own, dict):
+    return given
+  return {name: merged(own[name], given[name]) if name in given else own[name] for name in own}
 
 
 def rounds(distill: Any) -> tuple[Round, ...]:
@@ -144,6 +168,12 @@ def check(config: Any) -> None:
   if config.model.learn_sigma:
     raise UserError(
       "students take DDIM's steps, which have no variance: use a teacher with config.model.learn_sigma=False."
+    )
+  low, high = config.distill.guidance_range
+  if low > high or (low < high and config.distill.guidance != 1):
+    raise UserError(
+      f"config.distill.guidance_range is {low:g},{high:g} and config.distill.guidance {config.distill.guidance:g}. Give a "
+      "range, as 1,4, for students that take the scale as an input, or one scale that is built into them."
     )
   total = sum(stages(config))
   if config.train.steps != total:

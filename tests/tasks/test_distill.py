@@ -10,6 +10,7 @@ from jaxdiff import optim, parallel, starts, tasks
 from jaxdiff.errors import UserError
 from jaxdiff.tasks import distill
 from jaxdiff.train_step import make_train_step
+from jaxdiff.types import Cond
 from tests import small
 from tests.models.small import jit
 
@@ -210,3 +211,63 @@ def test_the_teachers_own_data_and_process_are_taken_and_the_rounds_counted(tmp_
   assert c.diffusion.schedule == "sigmoid" and c.diffusion.label_dropout == 0.2
   assert c.diffusion.weighting == "truncated_snr"
   assert c.train.steps == 400 + 400 + 800 + 800
+
+
+@pytest.fixture(scope="module")
+def of_any_scale():
+  """(task, first state) of students that take the scale as an input, and their teacher's (task, state)."""
+  c = config_of("distill.guidance_range=1.0,4.0")
+  with c.unlocked():
+    c.model.guidance_range = (1.0, 4.0)
+  _, task = make(c)
+  teacher_task, teacher = small.made(small.config("dit"))
+  teacher = small.woken(teacher)
+  start = jit(lambda params: task.adopt(task.init(jax.random.key(0), batch()), params))
+  return task, start(teacher.params), teacher_task, teacher
+
+
+def test_a_student_of_any_scale_begins_as_its_teacher(of_any_scale):
+  task, state, teacher_task, teacher = of_any_scale
+  z, t = jax.random.normal(jax.random.key(1), (4, 8, 8, 1)), jnp.linspace(0.1, 0.9, 4)
+  cond = Cond(jnp.arange(4))
+  says = lambda task, state, cond: jit(lambda s: task.denoiser(s.params, s)(z, t, cond).x)(state)
+  expected = says(teacher_task, teacher, cond)
+  for scale in (None, jnp.full(4, 3.0)):
+    np.testing.assert_allclose(says(task, state, cond.replace(guidance=scale)), expected, atol=1e-6)
+
+
+def test_each_example_is_guided_by_the_scale_that_the_student_is_told(of_any_scale, monkeypatch):
+  task, state, teacher_task, teacher = of_any_scale
+  seen = []
+
+  def target(schedule, teach, z, i, num_steps, cond):
+    seen.append((z, (i + 1) / num_steps, cond, teach(z, (i + 1) / num_steps, cond).x))
+    return seen[-1][-1]
+
+  monkeypatch.setattr(distill.distillation, "target", target)
+
+  @jit
+  def taught(state):
+    task.loss(state.params, state, batch(), jax.random.key(0))
+    return seen[-1]
+
+  z, t, cond, x = taught(state)
+  scales = np.asarray(cond.guidance)
+  assert scales.min() >= 1 and scales.max() <= 4 and np.unique(scales).size == BATCH
+  ask = lambda label: jit(lambda s: teacher_task.denoiser(s.params, s)(z, t, Cond(label)).x)(teacher)
+  labelled, not_labelled = ask(cond.label), ask(jnp.full_like(cond.label, -1))
+  weight = scales[:, None, None, None]
+  np.testing.assert_allclose(x, weight * labelled + (1 - weight) * not_labelled, atol=1e-4)
+
+
+def test_what_the_scale_changes_is_learned(of_any_scale):
+  task, state, _, _ = of_any_scale
+  slopes = jit(jax.grad(lambda p: task.loss(p, state, batch(), jax.random.key(0))[0]))(state.params)
+  assert np.asarray(slopes["embedding"]["guidance"]["kernel"]).any()
+
+
+@pytest.mark.parametrize("override", ["distill.guidance_range=4.0,1.0", "distill.guidance=2.0"])
+def test_a_scale_and_a_range_exclude_each_other(override):
+  lines = [override] if "range" in override else [override, "distill.guidance_range=1.0,4.0"]
+  with pytest.raises(UserError, match="Give a range, as 1,4"):
+    make(config_of(*lines))
