@@ -27,11 +27,12 @@ NEEDED_BY = {"hint": "", "hint_is_map": False, "control_scale": (1.0,), "branche
 class Control(NamedTuple):
   """What is asked of an image beside its label; the identity for models without a branch."""
 
-  rows: Callable[[np.ndarray], PyTree] = (
-    lambda number: ()
-  )  # numbers of images -> the hint of each branch, u8[B,S,S,Ch]
-  params: Callable[[PyTree], PyTree] = lambda params: params  # a run's -> those of all branches
-  strengths: Callable[[], PyTree] = lambda: ()  # of each branch, as config.sample says now
+  # numbers of images -> the hint of each branch, u8[B,S,S,Ch]
+  rows: Callable[[np.ndarray], PyTree] = lambda number: ()
+  # a run's parameters -> those of all branches
+  params: Callable[[PyTree], PyTree] = lambda params: params
+  # of each branch, as config.sample says now
+  strengths: Callable[[], PyTree] = lambda: ()
   # (label, rows, strengths, params), inside what is compiled
   cond: Callable[..., Cond] = lambda label, rows, strengths, params: Cond(label)
 

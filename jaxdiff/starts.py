@@ -18,15 +18,16 @@ from jaxdiff.types import PyTree, Task
 class Start(NamedTuple):
   """What a task takes over from a trained run."""
 
-  section: str  # of the config: .workdir is where the run lies, .command what makes it
-  inherited: tuple[
-    str, ...
-  ]  # sections whose values are the run's, beside `model`, unless set on the command line
-  own: tuple[str, ...]  # keys of these sections that are not the run's
-  fixed: tuple[str, ...]  # sections and keys that have to stay as the run's
-  settle: Callable[
-    [Any, Any], None
-  ]  # (config, the run's config): fills in what follows; refuses what does not suit
+  # of the config: .workdir is where the run lies, .command what makes it
+  section: str
+  # sections whose values are the run's, beside `model`, unless set on the command line
+  inherited: tuple[str, ...]
+  # keys of these sections that are not the run's
+  own: tuple[str, ...]
+  # sections and keys that have to stay as the run's
+  fixed: tuple[str, ...]
+  # (config, the run's config): fills in what follows; refuses what does not suit
+  settle: Callable[[Any, Any], None]
 
 
 def _refuse_students(config: Any, given: Any) -> None:

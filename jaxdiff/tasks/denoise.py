@@ -33,9 +33,8 @@ class Network(NamedTuple):
 
   # (params, state, z, t, cond, train=False, rngs=None) -> out, f32[B,H,W,C or 2C]; t is the model time
   apply: Callable[..., Array]
-  condition: Callable[
-    [Batch, Array], Cond
-  ]  # (batch, key) -> what its examples are conditioned on in training
+  # (batch, key) -> what its examples are conditioned on in training
+  condition: Callable[[Batch, Array], Cond]
 
 
 def make(config: Any, tx: optax.GradientTransformation) -> Task:

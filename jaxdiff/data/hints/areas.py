@@ -11,11 +11,8 @@ from jaxdiff.data import transforms
 from jaxdiff.data.hints import inputs, networks
 
 LARGEST = 128  # pixels: regions of a larger image are found in a smaller one
-ROUNDS = (
-  cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS,
-  20,
-  0.5,
-)  # of k-means, and the shift at which it ends
+# of k-means, and the shift at which it ends
+ROUNDS = (cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 20, 0.5)
 
 
 def segmentation(

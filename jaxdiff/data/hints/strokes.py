@@ -12,9 +12,8 @@ from jaxdiff import errors
 from jaxdiff.data import transforms
 from jaxdiff.data.hints import edges, inputs
 
-FINE = (
-  96  # pixels of the shorter side at which contours are looked for; a smaller image is drawn at this size
-)
+# pixels of the shorter side at which contours are looked for; a smaller image is drawn at this size
+FINE = 96
 FAINT = 32  # of 255: what differs less from the paper is not drawn, but noise
 SHARPNESS, STEEPNESS, SPREAD = 20.0, 20.0, 1.6  # XDoG's p, phi and k
 
