@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
   c.diffusion.schedule = "cosine"
   c.diffusion.shift = 1.0  # times the noise for the same signal, for larger images
   c.diffusion.zero_terminal_snr = False  # bring the schedule's end to pure noise
-  # what the network predicts: eps | x | v | velocity | edm(sigma_data=0.5)
+  # what the network predicts: eps | x | x_and_eps | v | velocity | edm(sigma_data=0.5)
   c.diffusion.parameterization = "v"
   # uniform_eps | uniform_x | uniform_v | truncated_snr | min_snr(gamma=5) | p2 | edm(sigma_data=0.5) | sigmoid | vlb
   c.diffusion.weighting = "uniform_v"

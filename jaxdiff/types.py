@@ -79,6 +79,9 @@ class Parameterization(NamedTuple):
   decode: Callable[[Array, Array, Array, Array], Prediction]  # (out, z, alpha, sigma) -> Prediction
   error_scale: Callable[[Array, Array], Array]  # (alpha, sigma) -> k in |target error|^2 = k |x error|^2
   encode: Callable[[Array, Array, Array], Array]  # (z, alpha, sigma) -> what the network sees
+  outputs: int = 1  # images that the network says, one after the other in its channels ...
+  # ... and what they come to, (images f32[B,H,W,outputs C], z, alpha, sigma) -> out f32[B,H,W,C], of which target and decode are
+  combine: Callable[[Array, Array, Array, Array], Array] = lambda images, z, alpha, sigma: images
 
 
 class Sampler(NamedTuple):

@@ -48,6 +48,21 @@ def x() -> Parameterization:
   )
 
 
+def x_and_eps() -> Parameterization:
+  """The network predicts both, x~ and eps~, which are weighed by where each is known: x = sigma^2 x~ + alpha (z - sigma eps~).
+
+  Divided by alpha^2 + sigma^2, which is 1 for variance-preserving schedules.  What is taught is that x, so that the two are free
+  to share the work.  Source: Salimans & Ho 2022, section 4, second method.
+  """
+
+  def combine(images: Array, z: Array, alpha: Array, sigma: Array) -> Array:
+    channels = images.shape[-1] // 2
+    of_x, of_eps = images[..., :channels], images[..., channels:]
+    return (sigma**2 * of_x + alpha * (z - sigma * of_eps)) / (alpha**2 + sigma**2)
+
+  return x()._replace(outputs=2, combine=combine)
+
+
 def v() -> Parameterization:
   """The network predicts v = alpha eps - sigma x: x = alpha z - sigma v, eps = sigma z + alpha v, both / (alpha^2 + sigma^2).
 
@@ -119,6 +134,7 @@ def edm(sigma_data: float = 0.5) -> Parameterization:
 PARAMETERIZATIONS: dict[str, Callable[..., Parameterization]] = {
   "eps": eps,
   "x": x,
+  "x_and_eps": x_and_eps,
   "v": v,
   "velocity": velocity,
   "edm": edm,

@@ -161,7 +161,7 @@ class DiT(nn.Module):
 
   Shapes: z: f32[B,H,W,channels]; t: f32[B], the model time; cond.label: i32[B], NULL_LABEL or num_classes for
   none; residuals: up to `depth` arrays [B,N,D], the i-th added after block i (what a ControlNet gives).
-  Returns f32[B,H,W,channels], with learn_sigma f32[B,H,W,2 channels] (prediction, then its variance).
+  Returns f32[B,H,W,outputs channels], with learn_sigma channels more, the variance of the prediction.
   Raises: UserError where the patch size does not divide the image, or the heads the width.
   Source: Peebles & Xie 2022, section 3; initialisation as in the paper's code.
   """
@@ -169,6 +169,7 @@ class DiT(nn.Module):
   num_classes: int = 10
   channels: int = 3
   learn_sigma: bool = False
+  outputs: int = 1  # images that are predicted, as the parameterization has it (tasks set it, not a config)
   patch_size: int = 2
   width: int = 384
   depth: int = 12
@@ -194,7 +195,7 @@ class DiT(nn.Module):
     x = Patches(self.patch_size, self.width, dtype, name="patches")(z)
     c = self.embedding()(t, cond)
     x = self.trunk(x, c, residuals)
-    features = self.patch_size**2 * self.channels * (1 + self.learn_sigma)
+    features = self.patch_size**2 * self.channels * (self.outputs + self.learn_sigma)
     x = FinalLayer(features, dtype, name="final")(x, c).astype(jnp.float32)
     height = z.shape[1] // self.patch_size
     return rearrange(x, "b (h w) (p q c) -> b (h p) (w q) c", h=height, p=self.patch_size, q=self.patch_size)

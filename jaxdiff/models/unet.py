@@ -234,7 +234,7 @@ class UNet(nn.Module):
 
   Shapes: z: f32[B,H,W,channels]; t: f32[B], the model time; cond.label: i32[B], NULL_LABEL or num_classes for
   none; residuals: (skips, middle) as the encoder returns them, each added to the encoder's (what a ControlNet
-  gives).  Returns f32[B,H,W,channels], with learn_sigma f32[B,H,W,2 channels] (prediction, then its variance).
+  gives).  Returns f32[B,H,W,outputs channels], with learn_sigma channels more, the variance of the prediction.
   Needs an rng named "dropout" where train is True and the dropout rate is not 0.
   Raises: UserError where the levels do not divide the image, or the heads the channels.
   Source: Ho et al. 2020, appendix B; Dhariwal & Nichol 2021, section 3 and appendix.
@@ -244,6 +244,7 @@ class UNet(nn.Module):
   null_class: bool = True  # a row of the label table for "no label", which guidance needs
   channels: int = 3
   learn_sigma: bool = False
+  outputs: int = 1  # images that are predicted, as the parameterization has it (tasks set it, not a config)
   width: int = 64
   channel_mults: Sequence[int] = (1, 2, 2)  # channels of each level, in units of width
   num_blocks: int = 2  # residual blocks a level
@@ -276,7 +277,7 @@ class UNet(nn.Module):
       skips, h = jax.tree.map(jnp.add, (skips, h), (tuple(residuals[0]), residuals[1]))
     h = self.half(Decoder, train, "decoder")(h, skips, c)
     h = nn.silu(layers.GroupNorm(dtype, name="norm")(h))
-    features = self.channels * (1 + self.learn_sigma)
+    features = self.channels * (self.outputs + self.learn_sigma)
     return conv(features, 3, dtype, "out", init=zeros)(h).astype(jnp.float32)
 
   @nn.nowrap

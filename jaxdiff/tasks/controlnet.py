@@ -29,7 +29,7 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
   Raises UserError for settings that cannot be.
   """
   parse_hint(config.data.hint)
-  base, branch = models.build(config.model), build_branch(config)
+  base, branch = denoise.build_network(config), build_branch(config)
   control = config.control
 
   def init(key: Array, batch: Batch) -> ControlNetState:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -21,6 +22,7 @@ from jaxdiff.types import (
   Cond,
   Denoiser,
   Metrics,
+  Parameterization,
   Prediction,
   PyTree,
   Task,
@@ -42,7 +44,7 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
 
   Raises UserError for an unknown name and for parts of a process that do not fit together.
   """
-  module = models.build(config.model)
+  module = build_network(config)
 
   def init(key: Array, batch: Batch) -> TrainState:
     params_key, run_key = jax.random.split(key)
@@ -57,6 +59,11 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
     return Cond(drop_labels(batch["label"], config.diffusion.label_dropout, key, batch["index"]))
 
   return from_network(config, init, Network(apply, condition))
+
+
+def build_network(config: Any) -> nn.Module:
+  """The network of config.model, with as many outputs as config.diffusion.parameterization reads.  Raises UserError."""
+  return models.build(config.model).clone(outputs=processes.build(config.diffusion).reading.outputs)
 
 
 def from_network(config: Any, init: Callable[[Array, Batch], Any], network: Network) -> Task:
@@ -79,7 +86,7 @@ def from_network(config: Any, init: Callable[[Array, Batch], Any], network: Netw
     alpha, sigma = schedules.alpha_sigma(schedule, t, x.ndim)
     seen = reading.encode(z, alpha, sigma)
     told = network.apply(params, state, seen, schedule.model_time(t), cond, train=True, rngs=rngs)
-    out, log_var = split_variance(told.astype(jnp.float32), x.shape[-1])
+    out, log_var = interpret(reading, told, z, alpha, sigma)
     simple = jnp.mean(losses.denoising(out, schedule, reading, process.weighting, x, t, eps))
     if log_var is None:
       return simple, {}
@@ -100,7 +107,7 @@ def read(network: Callable[[Array, Array, Cond], Array], process: processes.Proc
   def denoise(z: Array, t: Array, cond: Cond) -> Prediction:
     alpha, sigma = schedules.alpha_sigma(schedule, t, z.ndim)
     told = network(reading.encode(z, alpha, sigma), schedule.model_time(t), cond)
-    out, log_var = split_variance(told.astype(jnp.float32), z.shape[-1])
+    out, log_var = interpret(reading, told, z, alpha, sigma)
     return reading.decode(out, z, alpha, sigma)._replace(log_var=log_var)
 
   return denoise
@@ -112,16 +119,17 @@ def example(batch: Batch) -> tuple[Array, Array, Cond]:
   return pixels.to_signed(batch["image"])[:1], jnp.zeros((1,)), cond
 
 
-def split_variance(told: Array, channels: int) -> tuple[Array, Array | None]:
-  """A network's output as the prediction and, with twice the channels, where its variance lies: (v + 1) / 2.
+def interpret(
+  reading: Parameterization, told: Array, z: Array, alpha: Array, sigma: Array
+) -> tuple[Array, Array | None]:
+  """A network's output as what reading.target is like and, of a learned variance, where it lies: (v + 1) / 2.
 
-  Shapes: told: f32[B,H,W,C or 2C].  Returns (f32[B,H,W,C], f32[B,H,W,C] or None).
+  Shapes: told: [B,H,W,outputs C], or C channels more; z: f32[B,H,W,C].  Returns (f32[B,H,W,C], f32[B,H,W,C] or None).
   Source: Nichol & Dhariwal 2021, eq. 15 (their v in [0, 1]; the network's range is [-1, 1], as in their code).
   """
-  if told.shape[-1] == channels:
-    return told, None
-  out, variance = jnp.split(told, 2, axis=-1)
-  return out, (variance + 1) / 2
+  images, variance = jnp.split(told.astype(jnp.float32), [reading.outputs * z.shape[-1]], axis=-1)
+  out = reading.combine(images, z, alpha, sigma)
+  return out, (variance + 1) / 2 if variance.shape[-1] else None
 
 
 def drop_labels(label: Array, rate: float, key: Array, index: Array) -> Array:

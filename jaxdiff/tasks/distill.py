@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdiff import configuration, models, optim
+from jaxdiff import configuration, optim
 from jaxdiff.data import pixels
 from jaxdiff.diffusion import distillation, guidance, losses, parameterization, schedules
 from jaxdiff.errors import UserError
@@ -22,7 +22,8 @@ from jaxdiff.tasks import denoise
 from jaxdiff.tasks import process as processes
 from jaxdiff.types import Array, Batch, Cond, Denoiser, DistillState, Metrics, Prediction, PyTree, Task
 
-TAUGHT = ("v", "x")  # parameterizations that say something of the image also where there is noise alone
+# Parameterizations that say something of the image also where there is noise alone.
+TAUGHT = ("v", "x", "x_and_eps")
 
 
 class Round(NamedTuple):
@@ -39,7 +40,7 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
   """
   distill, every = config.distill, rounds(config.distill)
   check(config)
-  module, process = models.build(config.model), processes.build(config.diffusion)
+  module, process = denoise.build_network(config), processes.build(config.diffusion)
   schedule, reading = process.schedule, process.reading
 
   def init(key: Array, batch: Batch) -> DistillState:
@@ -99,9 +100,10 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
 
     alpha, sigma = schedules.alpha_sigma(schedule, t, z.ndim)
     seen, rngs = reading.encode(z, alpha, sigma), processes.dropout_rngs(dropout_key, index)
-    out = module.apply({"params": params}, seen, schedule.model_time(t), cond, train=True, rngs=rngs)
+    told = module.apply({"params": params}, seen, schedule.model_time(t), cond, train=True, rngs=rngs)
+    out, _ = denoise.interpret(reading, told, z, alpha, sigma)
     eps = (z - alpha * wanted) / sigma
-    error = losses.denoising(out.astype(jnp.float32), schedule, reading, process.weighting, wanted, t, eps)
+    error = losses.denoising(out, schedule, reading, process.weighting, wanted, t, eps)
     return jnp.mean(error), {"num_steps": state.num_steps.astype(jnp.float32)}
 
   def denoiser(params: PyTree, state: DistillState) -> Denoiser:

@@ -15,6 +15,7 @@ NAMES = parameterization.PARAMETERIZATIONS
 HOME = {
   "eps": "vp",
   "x": "vp",
+  "x_and_eps": "vp",
   "v": "vp",
   "velocity": "flow",
   "edm": "ve",
@@ -30,7 +31,9 @@ def scales(family, log_snr):
 
 def is_defined(name, alpha, sigma):
   """eps says nothing of x where there is no signal, x nothing of eps where there is no noise; edm's VE has no such end."""
-  return np.isfinite(sigma) and not (name == "eps" and alpha == 0) and not (name == "x" and sigma == 0)
+  return (
+    np.isfinite(sigma) and not (name == "eps" and alpha == 0) and not (name.startswith("x") and sigma == 0)
+  )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -156,3 +159,19 @@ def test_edm_is_minus_v_for_variance_preserving_schedules_and_unit_data(log_snr,
   assert edm.encode(z, *scale) == pytest.approx(z, rel=1e-12)
   ours, theirs = edm.decode(out, z, *scale), v.decode(-out, z, *scale)
   assert (ours.x, ours.eps) == (pytest.approx(theirs.x, abs=1e-12), pytest.approx(theirs.eps, abs=1e-12))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(log_snr=everywhere, x=st.floats(-1, 1), eps=st.floats(-4, 4), wrong=st.floats(-2, 2))
+def test_x_and_eps_hears_each_where_it_is_known(family, log_snr, x, eps, wrong):
+  """Both right gives x; without noise eps does not count, without signal x~ alone does."""
+  alpha, sigma = scales(family, log_snr)
+  if not np.isfinite(sigma):
+    return
+  combine = lambda x, eps: parameterization.x_and_eps().combine(np.array([x, eps]), z, alpha, sigma)
+  z = alpha * x + sigma * eps
+  assert combine(x, eps) == pytest.approx(x, abs=1e-9)
+  if sigma == 0:
+    assert combine(wrong, wrong) == pytest.approx(x, abs=1e-9)
+  if alpha == 0:
+    assert combine(x, wrong) == pytest.approx(x, abs=1e-9)

@@ -165,7 +165,12 @@ def test_parts_of_a_process_that_do_not_fit_together_are_told(lines, message):
   [
     ("schedule=edm", "parameterization=edm", "weighting=edm", "time_density=edm_log_normal"),
     ("schedule=rectified_flow", "parameterization=velocity", "time_density=logit_normal", "shift=2.0"),
-    ("zero_terminal_snr=true", "weighting=sigmoid", "time_density=low_discrepancy"),
+    (
+      "zero_terminal_snr=true",
+      "parameterization=x_and_eps",
+      "weighting=sigmoid",
+      "time_density=low_discrepancy",
+    ),
     ("schedule=linear", "weighting=vlb"),
   ],
 )

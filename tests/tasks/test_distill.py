@@ -147,6 +147,17 @@ def test_a_student_that_says_what_its_teacher_teaches_has_no_loss(made, monkeypa
   assert float(jit(lambda state: task.loss(state.params, state, batch(), jax.random.key(0)))(moved)[0]) > 1e-5
 
 
+def test_a_network_that_predicts_x_and_eps_teaches_and_learns():
+  c = config_of("diffusion.parameterization=x_and_eps")
+  _, task = make(c)
+  state = jit(lambda: task.init(jax.random.key(0), batch()))()
+  assert state.params["final"]["out"]["kernel"].shape[-1] == 2 * c.model.patch_size**2
+  loss, gradient = jit(jax.value_and_grad(lambda p: task.loss(p, state, batch(), jax.random.key(1))[0]))(
+    small.woken(state).params
+  )
+  assert 0 < float(loss) < 10 and float(optax.tree.norm(gradient["final"])) > 0
+
+
 def test_a_guided_teacher_is_guided_in_the_first_round_alone(monkeypatch):
   c = config_of("distill.guidance=3.0")
   _, task = make(c)
