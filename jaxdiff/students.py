@@ -6,7 +6,7 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,18 @@ import optax
 from jaxdiff import checkpoints, configuration, data, draw, optim, parallel, pictures, sample, tasks
 from jaxdiff.evaluation import quick
 from jaxdiff.files import write_atomically
-from jaxdiff.reporting import Shown
+from jaxdiff.reporting import Shown, read_metrics
 from jaxdiff.types import Task, TrainState
 
 logger = logging.getLogger("jaxdiff")
 
+COLUMNS = {  # of rounds.md: the name in metrics.jsonl, and the heading
+  "student/num_steps": "steps",
+  "loss": "loss",
+  "eval/frechet": "Frechet distance",
+  "eval/accuracy": "accuracy",
+  "student/seconds_per_image": "seconds an image",
+}
 ROW = 16  # images of each round in rounds.png
 OF_TEACHING = ("teacher", "distill")  # sections that a student's config does not have
 
@@ -32,7 +39,7 @@ def make_preview(
   """The function preview(state, step, is_last) -> Shown that a training loop calls at the end of each round.
 
   It leaves <workdir>/steps_0064/, the averaged student as a run of the task `denoise` that --mode sample and evaluate take,
-  with samples.png; after the last round rounds.png: the same noise through all students.  With config.eval.every other than
+  with samples.png; after the last round rounds.png, the same noise through all students, and rounds.md, their figures.  With config.eval.every other than
   0 it scores each student as config.eval says.
   """
 
@@ -53,6 +60,7 @@ def make_preview(
       numbers |= quick.make_preview(own, own_task, strategy, source, folder)(student, step).numbers
     if is_last:
       shown["rounds"] = through_rounds(workdir)
+      write_table(workdir, step, numbers)
     told = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items() if name != "student/num_steps")
     logger.info("Student of %d steps in %s: %s", num_steps, folder, told)
     return Shown(shown, numbers)
@@ -111,3 +119,18 @@ def through_rounds(workdir: Path) -> np.ndarray:
   rows = [np.load(path, allow_pickle=False)["arr_0"][:ROW] for path in found]
   names = [path.parent.name.removeprefix("steps_").lstrip("0") for path in found for _ in rows[0]]
   return pictures.grid(np.concatenate(rows), names, columns=len(rows[0]), path=workdir / "rounds.png")
+
+
+def write_table(workdir: Path, step: int, numbers: Mapping[str, float]) -> None:
+  """Writes rounds.md: a row for each student, of metrics.jsonl and, for the last one, at this step, of numbers."""
+  if jax.process_index() != 0:
+    return
+  rows: dict[float, dict[str, float]] = {}
+  for logged in [*read_metrics(workdir / "metrics.jsonl"), {"step": step, **numbers}]:
+    rows.setdefault(logged["step"], {}).update(logged)
+  every = [row for row in rows.values() if "student/num_steps" in row]
+  columns = {name: heading for name, heading in COLUMNS.items() if any(name in row for row in every)}
+  lines = [columns.values(), ["---:"] * len(columns)]
+  lines += [[f"{row[name]:.4g}" if name in row else "" for name in columns] for row in every]
+  text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+  write_atomically(workdir / "rounds.md", lambda file: file.write(text.encode()))

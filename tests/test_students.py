@@ -55,6 +55,13 @@ def test_each_round_leaves_its_student_as_a_run(distilled):
   assert (workdir / "rounds.png").stat().st_size > 0
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   assert [row["student/num_steps"] for row in rows if "student/num_steps" in row] == list(STEPS)
+  head, _, *table = [
+    line.strip("| ").split(" | ") for line in (workdir / "rounds.md").read_text().splitlines()
+  ]
+  assert head == ["steps", "loss", "seconds an image"]
+  assert [line[0] for line in table] == [str(count) for count in STEPS]
+  losses = [row["loss"] for row in rows if row["step"] in (2, 5, 8) and "loss" in row]
+  assert [float(line[1]) for line in table] == pytest.approx(losses, rel=1e-3)
 
 
 def test_the_last_student_is_the_runs_average(distilled):
