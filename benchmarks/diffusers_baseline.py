@@ -10,7 +10,8 @@ network predicts v.
 --seconds are those of the training loop alone: the clock starts before its first step, when libraries are imported, the data
 lies in memory and the network is built, and no step starts after them. To give the baseline all that a run of ours may have
 cost, let --seconds be its whole program, with start, compilation, pictures and checkpoints. The rate warms up over the config's
-steps and falls as a cosine to 0 over the share of the seconds that has passed.
+steps and falls as a cosine to 0 over the share of the seconds that has passed.  Where the machine has other work, measure the
+rate for a minute while it has none, and give it as --rate: the clock then counts steps at that rate.
 
 Then --num images, label i % 10, are drawn with the averaged parameters by DDIM (eta 0, trailing steps, clipped to the range of
 images) with classifier-free guidance, to --out: arr_0 u8[N,H,W,C], arr_1 i64[N]. Several scales, as --guidance 1,1.5, make
@@ -24,6 +25,7 @@ python -m jaxdiff.main --mode evaluate --config configs/unet_cfg.py:fashion_mnis
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
 import time
@@ -57,6 +59,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--out", type=Path, required=True, help="an .npz file of images")
   parser.add_argument("--seconds", type=float, help="to train")
+  parser.add_argument("--rate", type=float, help="images/s by which a step counts, instead of by the clock")
   parser.add_argument("--preset", default="fashion_mnist", help="of configs/unet_cfg.py")
   parser.add_argument("--num", type=int, default=10_000, help="images to draw")
   parser.add_argument("--steps", type=int, default=50, help="of DDIM")
@@ -71,7 +74,8 @@ def main() -> None:
   model, scheduler, weights = build(config), noise_table(), flags.out.with_suffix(".pt")
   if not flags.draw_only:
     weights.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written fails now
-    trained = trained_for(flags.seconds, config, model, scheduler, flags.seed)
+    clock = clock_of(flags.rate, config.train.batch_size)
+    trained = trained_for(flags.seconds, config, model, scheduler, flags.seed, clock)
     write_atomically(weights, lambda file: torch.save(trained._asdict(), file))
   if flags.train_only:
     return
@@ -117,8 +121,21 @@ def noise_table() -> DDIMScheduler:
   )
 
 
+def clock_of(rate: float | None, batch_size: int) -> Callable[[], float]:
+  """The wall's clock or, given a rate in images/s, one by which each reading but the first two is a step later."""
+  if rate is None:
+    return time.monotonic
+  readings = itertools.chain([0], itertools.count())  # `train` reads it at its start and before each step
+  return lambda: next(readings) * batch_size / rate
+
+
 def trained_for(
-  seconds: float, config: Any, model: UNet2DModel, scheduler: DDIMScheduler, seed: int
+  seconds: float,
+  config: Any,
+  model: UNet2DModel,
+  scheduler: DDIMScheduler,
+  seed: int,
+  clock: Callable[[], float],
 ) -> Trained:
   """Trains on the config's data, and says what with what at the start and how fast at the end."""
   (batch,) = data.epoch(data.load(config.data.source, config.data.split), config.data, batch_size=1_000_000)
@@ -130,7 +147,7 @@ def trained_for(
   )
   torch.manual_seed(seed)
   label = torch.from_numpy(batch["label"]).long()
-  trained = train(config, model, scheduler, images, label, seconds)
+  trained = train(config, model, scheduler, images, label, seconds, clock)
   rate = trained.steps * config.train.batch_size / trained.seconds
   print(f"trained {trained.steps} steps in {trained.seconds:.1f} s: {rate:.1f} images/s", flush=True)
   return trained
@@ -150,7 +167,7 @@ def train(
   images: torch.Tensor,
   label: torch.Tensor,
   seconds: float,
-  clock: Callable[[], float] = time.monotonic,
+  clock: Callable[[], float],
 ) -> Trained:
   """Trains for so many seconds of the clock.  Shapes: images: u8[N,C,H,W]; label: i64[N]."""
   o, size, params = config.optim, config.train.batch_size, list(model.parameters())

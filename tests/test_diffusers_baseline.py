@@ -46,6 +46,11 @@ def test_a_training_ends_with_its_time_and_averages_from_its_start_on():
     torch.testing.assert_close(value, 0.75 * first.ema[name] + 0.25 * second.ema[name])
 
 
+def test_a_clock_of_a_rate_counts_steps():
+  clock = baseline.clock_of(rate=16.0, batch_size=8)
+  assert [clock() for _ in range(5)] == [0, 0, 0.5, 1, 1.5]
+
+
 def test_rate_warms_up_by_steps_and_falls_by_the_share_of_time():
   o = config(learning_rate=0.4, warmup_steps=4).optim
   rates = [baseline.learning_rate(o, n, share) for n, share in ((0, 0), (3, 0), (9, 0.5), (9, 1))]
