@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from jaxdiff.calls import TYPE_NAMES, build, parse_call  # noqa: F401 - as configuration.build to its callers
 from jaxdiff.errors import UserError
 
-AFTERWARDS = ("sample", "eval")  # the sections that say what is done with a trained model
+AFTERWARDS = ("sample", "eval", "export")  # the sections that say what is done with a trained model
 BASE = Path(__file__).resolve().parent.parent / "configs" / "base.py"
 
 

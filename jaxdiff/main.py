@@ -1,6 +1,6 @@
 """The command line: python -m jaxdiff.main --config configs/dit_cfg.py[:preset] [--config.key=value ...].
 
-Modes: train (default), sample, evaluate, prepare.  A mistake of the user's is answered by one line and exit status 2.
+Modes: train (default), sample, evaluate, prepare, export.  A mistake of the user's is answered by one line and exit status 2.
 """
 
 from __future__ import annotations
@@ -70,15 +70,23 @@ def _prepare(config: Any, workdir: Path, flags: argparse.Namespace) -> None:
   logger.info("Wrote %s. Train on it with --config.data.source=tfds:%s", path, path)
 
 
+def _export(config: Any, workdir: Path, flags: argparse.Namespace) -> None:
+  del flags
+  from jaxdiff import runs
+
+  runs.export(config, workdir)
+
+
 MODES: dict[str, Callable[[Any, Path, argparse.Namespace], None]] = {
   "train": _train,
   "sample": _sample,
   "evaluate": _evaluate,
   "prepare": _prepare,
+  "export": _export,
 }
 
 
-OF_A_RUN = ("sample", "evaluate")  # modes that work on what a run has left
+OF_A_RUN = ("sample", "evaluate", "export")  # modes that work on what a run has left
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -93,7 +101,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     "--config", metavar="FILE[:PRESET]", help="config file and preset, e.g. configs/dit_cfg.py:cifar10"
   )
   parser.add_argument("--workdir", metavar="DIR", help="where results lie; default checkpoints/<config name>")
-  parser.add_argument("--mode", default="train", help="train (default) | sample | evaluate | prepare")
+  parser.add_argument(
+    "--mode", default="train", help="train (default) | sample | evaluate | prepare | export"
+  )
   parser.add_argument(
     "--allow_config_change", action="store_true", help="go on with a run although its config has changed"
   )

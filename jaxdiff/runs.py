@@ -1,8 +1,10 @@
-"""Trained runs: a workdir's newest checkpoint, restored to work with."""
+"""Trained runs: a workdir's newest checkpoint, or the model file that it was exported to, restored to work with."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -10,9 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdiff import checkpoints, optim, parallel, tasks
+from jaxdiff import checkpoints, exported, optim, parallel, tasks
 from jaxdiff.errors import UserError
 from jaxdiff.types import PyTree, Task
+
+logger = logging.getLogger("jaxdiff")
 
 
 class Run(NamedTuple):
@@ -27,14 +31,17 @@ class Run(NamedTuple):
 def restore(config: Any, workdir: Path, strategy: parallel.Strategy) -> Run:
   """The newest checkpoint of a workdir, read with the config it was made with (or one that differs in what draws).
 
+  Where there is a model file instead (jaxdiff.exported), that.
+
   Changes nothing there.  Raises UserError where there is no checkpoint or the config does not fit it.
   """
   task = tasks.make(config, optim.make_optimizer(config.optim, *tasks.stages(config)))
-  restored = None
+  make_state, restored = functools.partial(tasks.initial_state, config, task), None
   if (workdir / checkpoints.FOLDER).is_dir():
     with contextlib.closing(checkpoints.open_for_reading(workdir)) as manager:
-      abstract = strategy.abstract(lambda: tasks.initial_state(config, task))
-      restored = checkpoints.restore(manager, abstract, set_aside=False)
+      restored = checkpoints.restore(manager, strategy.abstract(make_state), set_aside=False)
+  elif (workdir / exported.FILE).is_file():
+    restored = exported.read(workdir, make_state, strategy)
   if restored is None:
     raise UserError(f"there is no checkpoint in {str(workdir)!r}. Train first, or give another --workdir.")
   state, record = restored
@@ -43,6 +50,27 @@ def restore(config: Any, workdir: Path, strategy: parallel.Strategy) -> Run:
 
 def averaged_params(config: Any, workdir: Path) -> PyTree:
   """The averaged parameters of a run's newest checkpoint, on the host.  Raises UserError as `restore`."""
-  one_device = parallel.mesh(SimpleNamespace(fsdp=1), 1, jax.local_devices()[:1])
-  run = restore(config, workdir, one_device)
+  run = restore(config, workdir, one_device())
   return jax.tree.map(np.asarray, optim.ema_params(run.state))
+
+
+def export(config: Any, workdir: Path) -> None:
+  """`--mode export`: writes the model of a run's newest checkpoint to the folder config.export.out, in config.export.dtype.
+
+  Raises UserError as `restore` and exported.write, and where config.export.out is missing or the run's own workdir.
+  """
+  if not config.export.out or Path(config.export.out).resolve() == workdir.resolve():
+    raise UserError(
+      f"config.export.out is {config.export.out!r}; name a folder for the model, as --config.export.out=models/digits."
+    )
+  out, dtype = Path(config.export.out).expanduser(), config.export.dtype
+  run = restore(config, workdir, one_device())
+  kept = config.copy_and_resolve_references()
+  kept.export.update({"out": "", "dtype": dtype})
+  path = exported.write(out, kept, run.state, run.label_names, dtype)
+  logger.info("Wrote %s, %.1f MB: --mode sample --workdir %s", path, path.stat().st_size / 1e6, out)
+
+
+def one_device() -> parallel.Strategy:
+  """A strategy for what fits on this process's first device."""
+  return parallel.mesh(SimpleNamespace(fsdp=1), 1, jax.local_devices()[:1])

@@ -224,3 +224,17 @@ def test_sampling_from_the_command_line(trained, hint_files, capsys):
   told = capsys.readouterr().err
   assert status == 0 and "hint/canny 0." in told or "hint/canny 1." in told
   assert np.load(workdir / "samples.npz")["arr_0"].shape == (4, 8, 8, 1)
+
+
+def test_an_exported_branch_takes_its_base_along(trained, tmp_path):
+  arguments = [
+    "--workdir",
+    str(trained[0]),
+    f"--config.export.out={tmp_path}",
+    "--config.export.dtype=float32",
+  ]
+  assert main(["--mode", "export", *arguments]) == 0
+  for folder in (trained[0], tmp_path):
+    assert main(["--mode", "sample", "--workdir", str(folder), "--config.sample.num=4"]) == 0
+  one, other = (np.load(folder / "samples.npz")["arr_0"] for folder in (trained[0], tmp_path))
+  assert np.array_equal(one, other)

@@ -30,7 +30,7 @@ LAYERS = {
     "configuration",
     "signals",
   },
-  2: {"tasks", "train_step", "summary", "weights", "onnx_model"},
+  2: {"tasks", "train_step", "summary", "weights", "onnx_model", "exported"},
   3: {
     "train",
     "sample",
