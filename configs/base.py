@@ -132,9 +132,8 @@ def get_config() -> ConfigDict:
   c.eval.every = 0  # steps between quick evaluations while training; 0: none
   c.eval.quick_num = 1000  # images of a quick evaluation
 
-  c.export = (
-    ConfigDict()
-  )  # --mode export writes what of a run draws images: config.json and model.safetensors
+  # --mode export writes what of a run draws images: config.json and model.safetensors
+  c.export = ConfigDict()
   c.export.out = ""  # the folder
   c.export.dtype = "float16"  # of the file's numbers: float16 | bfloat16 | float32
 

@@ -4,7 +4,7 @@ python -m jaxdiff.main --config configs/classifier_cfg.py                  digit
 python -m jaxdiff.main --config configs/classifier_cfg.py:clean            the same at t = 0 only
 python -m jaxdiff.main --config configs/classifier_cfg.py:dit              the same with the blocks of a DiT
 python -m jaxdiff.main --config configs/classifier_cfg.py:fashion_mnist    Fashion-MNIST, 32x32: 15 min on 2 CPU cores
-python -m jaxdiff.main --config configs/classifier_cfg.py:fashion_mnist_clean    8 min on 2 CPU cores
+python -m jaxdiff.main --config configs/classifier_cfg.py:fashion_mnist_clean    half the steps of that
 python -m jaxdiff.main --config configs/classifier_cfg.py:shapes_clean     drawn scenes, 32x32 RGB: 5 min on 2 CPU cores
 python -m jaxdiff.main --config configs/classifier_cfg.py:cifar10          one GPU
 python -m jaxdiff.main --config configs/classifier_cfg.py:imagenet64       ADM's 64x64 classifier: 8 GPUs or a TPU slice
