@@ -11,6 +11,7 @@ JOBS = 2
 
 BIN = $(VENV)/bin
 RUN = $(BIN)/python -m jaxdiff.main
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # Looking for Python and for an accelerator takes a moment; `make help` and `make clean` need neither.
 ifneq ($(filter-out help clean,$(MAKECMDGOALS)),)
@@ -43,14 +44,15 @@ endif
 INSTALLED = $(VENV)/.installed-$(ACCELERATOR)
 TESTABLE = $(VENV)/.installed-$(ACCELERATOR)-test
 
-.PHONY: help train sample evaluate test lint format install clean
+.PHONY: help train sample evaluate test test-all lint format install clean
 
 help:
 	@echo 'make train    set up .venv for this machine (CPU, NVIDIA GPU or TPU) and train'
 	@echo '              CONFIG=configs/unet_cfg.py  ARGS="--config.train.steps=500"'
 	@echo 'make sample   draw images with a trained model          WORKDIR=checkpoints/dit_digits'
 	@echo 'make evaluate score a trained model                    WORKDIR=checkpoints/dit_digits'
-	@echo 'make test     set up, and run all tests, JOBS=2 at once   PYTEST_ARGS="-k samplers"'
+	@echo 'make test     set up, and run the tests, JOBS=2 at once   PYTEST_ARGS="-k samplers"'
+	@echo 'make test-all those too that train or start processes'
 	@echo 'make lint     ruff (lint and format) and mypy'
 	@echo 'make format   let ruff rewrite what make lint complains about'
 	@echo 'make install  only set up'
@@ -68,7 +70,10 @@ evaluate: $(INSTALLED)
 	$(RUN) --mode evaluate $(if $(WORKDIR),--workdir $(WORKDIR),--config $(CONFIG)) $(ARGS)
 
 test: $(TESTABLE)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
+
+test-all: $(TESTABLE)
+	$(PYTEST) $(PYTEST_ARGS)
 
 lint: $(TESTABLE)
 	$(BIN)/ruff check

@@ -98,6 +98,7 @@ def test_a_run_logs_and_draws_its_accuracy_by_noise(trained):
   assert {"top1", "top5"} <= set(trained_on[0])
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_as_one_that_never_stopped(trained, tmp_path):
   for steps in (3, 6):
     assert train(tmp_path, f"--config.train.steps={steps}", CONSTANT, "--allow_config_change") == 0
@@ -105,6 +106,7 @@ def test_a_stopped_run_ends_as_one_that_never_stopped(trained, tmp_path):
   assert ends[0].step == 6 and equal(*ends)
 
 
+@pytest.mark.slow
 def test_without_a_held_out_split_it_is_told_that_the_training_data_was_measured(tmp_path):
   options = ["--config.data.heldout=", "--config.train.steps=2", "--config.parallel.strategy=pmap"]
   assert train(tmp_path, *options) == 0

@@ -5,12 +5,14 @@ from __future__ import annotations
 import jax
 import numpy as np
 import optax
+import pytest
 
 from benchmarks import ema
 from jaxdiff import optim, parallel, tasks
 from tests import small
 
 
+@pytest.mark.slow
 def test_carried_averages_are_those_that_a_run_keeps():
   c = small.config("dit", "optim.ema_decay=0.9", "optim.ema_start_step=2")
   kept = [ema.Average(0.9, 2), ema.Average(0.5, 3)]

@@ -38,7 +38,7 @@ def equal(a, b):
   return jax.tree.all(jax.tree.map(lambda x, y: x.dtype == y.dtype and bool((x == y).all()), a, b))
 
 
-@pytest.fixture(scope="module", params=["dit", "unet"])
+@pytest.fixture(scope="module", params=["dit", pytest.param("unet", marks=pytest.mark.slow)])
 def trained(request, tmp_path_factory):
   workdir = tmp_path_factory.mktemp(request.param)
   os.chdir(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -137,6 +137,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
   assert "config.optim.learning_rate" in text and "Traceback" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["mesh", "pmap"])
 def test_pmap_and_mesh_resume_each_others_runs(tmp_path, strategy):
   other = {"mesh": "pmap", "pmap": "mesh"}[strategy]
@@ -208,6 +209,7 @@ def test_sampling_where_there_is_nothing(tmp_path, capsys):
   assert status == 2 and "give a config" in text
 
 
+@pytest.mark.slow
 def test_a_prepared_set_trains_to_the_same_parameters_as_its_source(tmp_path, capsys):
   options = ["--config.prepare.name=copy", f"--config.prepare.out={tmp_path}"]
   status, text = run("--config", "configs/dit_cfg.py", "--mode", "prepare", *options, capsys=capsys)

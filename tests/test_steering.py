@@ -107,6 +107,7 @@ def test_another_scale_traces_nothing(folders):
   assert (images[0] != images[1]).any() and (images[1] != images[2]).any()
 
 
+@pytest.mark.slow
 def test_outside_its_interval_neither_guidance_acts(folders):
   plain = drawn(small.config("dit", "sample.guidance=1"))
   both = ("sample.guidance=4", f"sample.classifier={folders['noised']}", "sample.classifier_scale=30")

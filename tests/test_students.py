@@ -89,7 +89,7 @@ def test_a_student_samples_in_its_steps_and_in_no_others(distilled, capsys):
     )
 
 
-@pytest.mark.parametrize("kept", [2, 4])
+@pytest.mark.parametrize("kept", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_run_goes_on_exactly_across_the_end_of_a_round(distilled, tmp_path, kept):
   """Step 2 ends the first round; step 4 lies in the middle of the second."""
   workdir, teacher = distilled
@@ -106,6 +106,7 @@ def test_a_run_goes_on_exactly_across_the_end_of_a_round(distilled, tmp_path, ke
   assert students.folder_of(again, 1).is_dir()
 
 
+@pytest.mark.slow
 def test_a_round_that_was_killed_while_it_was_left_is_left_again(distilled, tmp_path):
   workdir, teacher = distilled
   again = tmp_path / "again"
@@ -138,6 +139,7 @@ def test_a_student_is_no_base_of_a_control_branch(distilled, tmp_path, capsys):
   )
 
 
+@pytest.mark.slow
 def test_a_student_teaches_from_half_its_steps_on(distilled, tmp_path, capsys):
   student = students.folder_of(distilled[0], 4)
   assert train(tmp_path, student) == 2
@@ -149,6 +151,7 @@ def test_a_student_teaches_from_half_its_steps_on(distilled, tmp_path, capsys):
   assert students.folder_of(tmp_path, 2).is_dir()
 
 
+@pytest.mark.slow
 def test_students_of_any_scale_draw_at_the_cost_of_one(distilled, tmp_path, capsys):
   assert (
     train(tmp_path, distilled[1], "config.distill.guidance_range=1.0,3.0", "config.sample.guidance=2.0") == 0

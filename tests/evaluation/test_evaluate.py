@@ -169,6 +169,7 @@ def test_labels_as_in_the_data_are_as_frequent_as_there():
   assert (drawn.labels(config, 2000)[1797:] == label[:203]).all()
 
 
+@pytest.mark.slow
 def test_a_sweep_is_an_evaluation_for_each_value(workdir):
   rows = score(workdir, "--config.eval.sweep_guidance=0,1,1.5,3", "--config.eval.sweep_steps=2,3")
   varied = [(row["settings"]["sample.guidance"], row["settings"]["sample.steps"]) for row in rows]

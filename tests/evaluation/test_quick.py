@@ -25,6 +25,7 @@ def rows_of(workdir):
   return {row["step"]: row for row in map(json.loads, lines) if "eval/frechet" in row}
 
 
+@pytest.mark.slow
 def test_evaluations_are_on_the_curves_and_those_of_the_last_step_can_be_repeated(tmp_path):
   assert train(tmp_path, *QUICK, "--config.data.split=train[:100]")[0] == 0
   rows = rows_of(tmp_path)

@@ -146,6 +146,7 @@ def test_residuals_are_added_to_skips_and_middle():
     assert not np.allclose(plain, small.apply(module, params, (z, t, cond), residuals=moved))
 
 
+@pytest.mark.slow
 def test_remat_gives_the_same_gradient_and_every_parameter_has_one():
   module, params, arguments = small.make(small.UNET, dropout=0.1)
   changed = small.models.build(small.UNET | {"remat": True, "dropout": 0.1})
