@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import re
+import struct
+
 import cv2
 import numpy as np
 
+from jaxdiff.errors import UserError
 
-def decode(data: bytes, channels: int = 3) -> np.ndarray | None:
-  """A PNG, JPEG or WebP image as OpenCV reads it, or None if it is broken.
+MAX_PIXELS = 2**26  # a larger image is taken for a decompression bomb: a few bytes that would fill the memory
+MARKER = re.compile(rb"\xff([^\x00\xff])")  # of a JPEG file; decoders skip what lies between them
+
+
+def decode(data: bytes, channels: int = 3, name: str = "an image") -> np.ndarray | None:
+  """A PNG, JPEG or WebP image as OpenCV reads it, or None if it is broken or of another kind.
 
   Rotated as its EXIF tag says; 16 bits are reduced to 8; a palette is looked up; what is transparent is laid
   over white, because the colours stored under it are arbitrary.
 
   Shapes: uint8[H,W,channels], channels of 1 (gray) or 3 (RGB).
+  Raises UserError, which begins with `name`, for an image of more than MAX_PIXELS, before it is decoded.
   """
+  if not is_image(data, name):
+    return None
   array = np.frombuffer(data, np.uint8)
   if has_alpha(data):
     return _over_white(_imdecode(array, cv2.IMREAD_UNCHANGED), channels)
@@ -31,6 +42,54 @@ def encode_png(image: np.ndarray) -> bytes:
   ok, data = cv2.imencode(".png", image[..., ::-1] if image.shape[-1] == 3 else image)
   assert ok, f"OpenCV could not encode an image of shape {image.shape}"
   return data.tobytes()
+
+
+def is_image(data: bytes, name: str) -> bool:
+  """Whether a file begins as a PNG, JPEG or WebP image.
+
+  Raises UserError, which begins with `name`, for one whose header says that it has more than MAX_PIXELS.
+  """
+  found = size(data)
+  if found is not None and found[0] * found[1] > MAX_PIXELS:
+    raise UserError(
+      f"{name} has {found[0]}x{found[1]} pixels, more than the {MAX_PIXELS} that are decoded. Make it smaller."
+    )
+  return found is not None
+
+
+def size(data: bytes) -> tuple[int, int] | None:
+  """(width, height) as the header of a PNG, JPEG or WebP file says, or None for anything else."""
+  if data[:8] == b"\x89PNG\r\n\x1a\n":
+    return struct.unpack(">II", data[16:24]) if data[12:16] == b"IHDR" and len(data) >= 24 else None
+  if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) >= 30:
+    return _size_of_webp(data)
+  return _size_of_jpeg(data) if data[:3] == b"\xff\xd8\xff" else None
+
+
+def _size_of_webp(data: bytes) -> tuple[int, int] | None:
+  """Source: RFC 9649, sections 2.5 to 2.7."""
+  kind, number = data[12:16], int.from_bytes
+  if kind == b"VP8X":
+    return 1 + number(data[24:27], "little"), 1 + number(data[27:30], "little")
+  if kind == b"VP8L":
+    bits = number(data[21:25], "little")
+    return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+  if kind == b"VP8 ":
+    return number(data[26:28], "little") & 0x3FFF, number(data[28:30], "little") & 0x3FFF
+  return None
+
+
+def _size_of_jpeg(data: bytes) -> tuple[int, int] | None:
+  """Goes from marker to marker to the one that begins a frame.  Source: ITU-T T.81, annex B."""
+  at = 2
+  while found := MARKER.search(data, at):
+    marker, at = found[1][0], found.end()
+    if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+      height, width = struct.unpack(">HH", data[at + 3 : at + 7]) if at + 7 <= len(data) else (0, 0)
+      return (width, height) if width else None
+    if marker != 0x01 and not 0xD0 <= marker <= 0xD7:  # all others say how long they are
+      at += max(2, int.from_bytes(data[at : at + 2], "big"))  # which counts its own two bytes
+  return None
 
 
 def has_alpha(data: bytes) -> bool:

@@ -17,7 +17,6 @@ from jaxdiff.data.base import Example, Source
 from jaxdiff.errors import UserError
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
-MAX_PIXELS = 2**26  # a larger image is taken for a decompression bomb
 FULL_CHECK = 20_000  # up to this many files each is decoded once when the folder is opened
 SKIP = "--config.data.skip_unreadable=True"
 
@@ -73,7 +72,7 @@ class FileReader:
   def one(self, i: int) -> Example:
     path = self.root / self.names[i]
     try:
-      image = decode.decode(path.read_bytes())
+      image = decode.decode(path.read_bytes(), name=str(path))
     except OSError as e:
       raise UserError(f"cannot read {path}: {e.strerror}.") from None
     if image is None:
@@ -124,16 +123,16 @@ def what_is_wrong(path: Path, full: bool) -> str:
   from PIL import Image
 
   try:
-    with Image.open(path) as image:
+    with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
       width, height = image.size
   except Image.DecompressionBombError:
-    return f"more than {MAX_PIXELS} pixels"
+    return f"more than {decode.MAX_PIXELS} pixels"
   except OSError as e:
     return e.strerror or "not an image"
   except ValueError:
     return "not an image"
-  if width * height > MAX_PIXELS:
-    return f"{width}x{height} is more than {MAX_PIXELS} pixels"
+  if width * height > decode.MAX_PIXELS:
+    return f"{width}x{height} is more than {decode.MAX_PIXELS} pixels"
   if full and decode.decode(path.read_bytes()) is None:
     return "damaged or truncated"
   return ""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import io
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from jaxdiff.data import base, folder
+from jaxdiff.data import base, decode, folder
 from jaxdiff.data.base import Example, Source
 from jaxdiff.data.hints import maps
 from jaxdiff.errors import UserError
@@ -90,13 +91,17 @@ def read(path: str | Path, name: str) -> np.ndarray:
   Raises UserError for a file that cannot be read or does not suit.
   """
   pil: Any = base.require("PIL.Image", "pillow", "a hint's map")
+  told = f"the map {str(path)!r}"
   try:
-    with pil.open(Path(path).expanduser()) as image:
+    content = Path(path).expanduser().read_bytes()
+    if not decode.is_image(content, told):
+      raise ValueError
+    with pil.open(io.BytesIO(content)) as image:
       found = np.asarray(_converted(image, name))
-  except (OSError, ValueError, pil.DecompressionBombError) as error:
+  except (OSError, ValueError) as error:
     why = getattr(error, "strerror", None) or "it is no image"
-    raise UserError(f"cannot read the map {str(path)!r}: {why}.") from None
-  return maps.read(name, found, f"the map {str(path)!r}")
+    raise UserError(f"cannot read {told}: {why}.") from None
+  return maps.read(name, found, told)
 
 
 def _converted(image: Any, name: str) -> Any:

@@ -56,11 +56,10 @@ class RecordReader:
     return [self.decoded(i, record) for i, record in zip(rows, self.data.__getitems__(rows), strict=True)]
 
   def decoded(self, i: int, record: Any) -> Example:
-    image = decode.decode(record[self.image_key], self.channels)
+    name = f"record {i} of {self.name}"
+    image = decode.decode(record[self.image_key], self.channels, name)
     if image is None:
-      raise UserError(
-        f"record {i} of {self.name} holds no readable image: the set is damaged, prepare it again."
-      )
+      raise UserError(f"{name} holds no readable image: the set is damaged, prepare it again.")
     return {"image": image, "label": int(record[self.label_key])}
 
   def largest_label(self) -> int:

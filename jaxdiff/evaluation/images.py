@@ -117,7 +117,7 @@ def of_folder(path: Path, settings: Any) -> Images:
   view = transforms.view(settings, train=False)
 
   def read(name: str) -> np.ndarray:
-    image = decode.decode((path / name).read_bytes(), settings.channels)
+    image = decode.decode((path / name).read_bytes(), settings.channels, f"{str(path / name)!r} ({KEY})")
     if image is None:
       raise UserError(f"{str(path / name)!r} ({KEY}) is not an image that can be read.")
     return transforms.fit(image, view)

@@ -103,15 +103,17 @@ def test_broken_files_are_listed_or_skipped(photos, caplog):
   (photos / "dog/half.jpg").write_bytes((photos / "dog/b.JPG").read_bytes()[:400])
   (photos / "dog/half.webp").write_bytes((photos / "dog/c.webp").read_bytes()[:400])
   (photos / "dog/text.jpg").write_text("no image")
+  (photos / "dog/other.jpg").write_bytes(encoded(Image.new("RGB", (4, 4)), "BMP"))
   (photos / "dog/wrong.png").write_bytes(whole[:60] + bytes(60) + whole[120:])
   message = told(f"folder:{photos}")
-  assert message.startswith(f"6 of 12 images below {photos} cannot be read: cat/empty.png (not an image), ")
+  assert message.startswith(f"7 of 13 images below {photos} cannot be read: cat/empty.png (not an image), ")
   assert "cat/half.png (damaged or truncated)" in message and "dog/wrong.png (damaged" in message
   assert message.endswith("Repair or delete them, or drop them with --config.data.skip_unreadable=True.")
   with caplog.at_level(logging.WARNING, "jaxdiff"):
     source = data.load(f"folder:{photos}", skip_unreadable=True)
   assert [example["label"] for example in source] == [0, 0, 0, 1, 1, 1]
   assert len(caplog.records) == 1 and "dog/text.jpg (not an image)" in caplog.text
+  assert "dog/other.jpg (not an image)" in caplog.text
 
 
 def test_many_broken_files_are_counted_and_ten_are_named(tmp_path):
