@@ -20,6 +20,7 @@ from jaxdiff import (
   checkpoints,
   configuration,
   data,
+  locks,
   metrics,
   optim,
   parallel,
@@ -56,6 +57,8 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None
   run = _record(config, source)
 
   with contextlib.ExitStack() as stack:
+    if is_first:
+      stack.enter_context(locks.hold(workdir))
     manager = checkpoints.open_manager(workdir, t.keep_checkpoints, t.keep_every)
     stack.callback(manager.close)
     checkpoints.check_same_run(manager, run, allow_config_change)

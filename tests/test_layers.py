@@ -29,6 +29,7 @@ LAYERS = {
     "platform",
     "configuration",
     "signals",
+    "locks",
   },
   2: {"tasks", "train_step", "summary", "weights", "onnx_model", "exported"},
   3: {

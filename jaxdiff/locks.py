@@ -1,0 +1,60 @@
+"""One run at a time in a workdir: a lock that the operating system lets go of when its process ends, however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from jaxdiff.errors import UserError
+from jaxdiff.files import unwritable
+
+logger = logging.getLogger("jaxdiff")
+
+NAME = ".lock"
+TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+
+
+@contextlib.contextmanager
+def hold(workdir: Path) -> Iterator[None]:
+  """Within this context no other run trains in the workdir.  Its file stays: deleting it would let two runs lock two files.
+
+  Raises UserError where another process, on any host that shares the workdir, trains there.  On a file system without
+  locks this is only a warning.
+  """
+  try:
+    file = (workdir / NAME).open("a+")
+  except OSError as error:
+    raise unwritable(workdir / NAME, error) from error
+  with file:
+    _take(file, workdir)
+    yield
+
+
+def _take(file: IO[str], workdir: Path) -> None:
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    if error.errno in TAKEN:
+      raise UserError(
+        f"{_holder(file)} trains in {str(workdir)!r}. Wait for it or stop it, or use another --workdir."
+      ) from None
+    logger.warning(
+      "%s could not be locked (%s): take care that no second run trains there.", workdir, error.strerror
+    )
+    return
+  file.truncate(0)
+  file.write(f"process {os.getpid()} on {socket.gethostname()}")
+  file.flush()
+
+
+def _holder(file: IO[str]) -> str:
+  """Who holds a lock: what it has written, which it does right after taking it."""
+  file.seek(0)
+  return file.read(200).strip() or "another process"
