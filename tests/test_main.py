@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import checkpoints, configuration, optim, tasks
+from jaxdiff import checkpoints, configuration, locks, optim, tasks
 from jaxdiff.main import main
 from tests import small
 
@@ -75,10 +75,11 @@ def test_a_complete_run_started_again_changes_nothing(trained, capsys):
 
 def test_sampling_needs_the_workdir_alone(trained, capsys):
   _, workdir = trained
-  status, text = run(
-    "--mode", "sample", "--workdir", str(workdir), "--config.sample.num=7", "--config.sample.labels=3,1",
-    "--config.sample.batch_size=4", capsys=capsys,
-  )  # fmt: skip
+  with locks.hold(workdir):  # as while a run trains there
+    status, text = run(
+      "--mode", "sample", "--workdir", str(workdir), "--config.sample.num=7", "--config.sample.labels=3,1",
+      "--config.sample.batch_size=4", capsys=capsys,
+    )  # fmt: skip
   assert status == 0, text
   arrays = np.load(workdir / "samples.npz", allow_pickle=False)
   assert arrays["arr_0"].shape == (7, 8, 8, 1) and arrays["arr_0"].dtype == np.uint8
@@ -100,6 +101,15 @@ def test_images_do_not_depend_on_the_batch_size_but_on_the_seed(trained):
   assert np.abs(drawn["4"] - drawn["12"]).max() <= 1  # float rounding of another batch shape, then uint8
   assert (drawn["seed"] != drawn["4"]).mean() > 0.1
   assert (drawn["guided"] != drawn["4"]).any()
+
+
+def test_a_second_run_in_a_workdir_is_refused(tmp_path, capsys):
+  with locks.hold(tmp_path):
+    status, text = train(tmp_path, capsys=capsys)
+  lines = [line for line in text.splitlines() if line.startswith("jaxdiff: ")]
+  assert status == 2 and "Traceback" not in text and len(lines) == 1
+  assert re.match(rf"jaxdiff: process {os.getpid()} on \S+ trains in '{tmp_path}'\. .*--workdir", lines[0])
+  assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_changed_config_is_refused_and_can_be_insisted_on(tmp_path, capsys):
