@@ -165,7 +165,7 @@ def _generators(state: PyTree) -> dict[str, str]:
 
 
 def _check_generators(abstract: PyTree, run: dict[str, Any], step: int) -> None:
-  """Raises UserError where a key belongs to another generator than its checkpoint's, whose keys may be of the same shape."""
+  """Raises UserError where a key would be of another generator than in the checkpoint; keys of two may be of one shape."""
   now, then = _generators(abstract), run.get("generators", {})  # older runs recorded none
   for path in sorted(now.keys() & then.keys()):
     if now[path] != then[path]:

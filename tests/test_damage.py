@@ -225,7 +225,7 @@ def test_what_does_not_fit_is_an_error_and_never_a_reason_to_fall_back(other, wo
 
 
 def test_another_random_number_generator_is_an_error_that_names_both(tmp_path):
-  """rbg and unsafe_rbg have keys of one shape: Orbax would restore one as the other."""
+  """rbg and unsafe_rbg have keys of one shape: Orbax gives back the one that was saved, whatever is asked for."""
   save(tmp_path, state_of(2, impl="rbg"))
   assert restored(tmp_path, abstract(impl="rbg"))[0]["rng"].dtype == state_of(impl="rbg")["rng"].dtype
   for impl in ("unsafe_rbg", "threefry2x32"):
