@@ -68,7 +68,9 @@ def export(config: Any, workdir: Path) -> None:
   kept = config.copy_and_resolve_references()
   kept.export.update({"out": "", "dtype": dtype})
   path = exported.write(out, kept, run.state, run.label_names, dtype)
-  logger.info("Wrote %s, %.1f MB: --mode sample --workdir %s", path, path.stat().st_size / 1e6, out)
+  logger.info(
+    "Wrote %s, %.1f MB. It is used as its run is, with --workdir %s", path, path.stat().st_size / 1e6, out
+  )
 
 
 def one_device() -> parallel.Strategy:

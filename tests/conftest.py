@@ -6,7 +6,14 @@ What is compiled is kept for the session, in a folder of its own: many tests com
 import os
 import tempfile
 
+import hypothesis
 import pytest
+
+# The same examples in every run, however slow the machine is: what is compiled in the first one takes its time.
+hypothesis.settings.register_profile(
+  "repeatable", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("repeatable")
 
 _CACHE = tempfile.TemporaryDirectory(prefix="jaxdiff-tests-")
 

@@ -92,7 +92,7 @@ def test_processes_share_each_batch_and_their_number_may_change(section, numbere
   assert_equal(joined, whole[5:])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
   st.integers(1, 60),
   st.integers(1, 12),
@@ -226,7 +226,7 @@ def test_worker_processes_give_the_same_stream_and_end_quietly(tmp_path, photos)
     command,
     capture_output=True,
     text=True,
-    timeout=120,
+    timeout=400,
     env={"PYTHONPATH": str(repo)},
     start_new_session=True,
     check=False,

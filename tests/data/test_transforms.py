@@ -21,7 +21,7 @@ def ramp(height, width, channels=1):
   return (np.arange(height * width * channels) % 251 + 1).astype(np.uint8).reshape(height, width, channels)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sides, sides, st.sampled_from([1, 3]), sizes, st.sampled_from([1, 3]), resizes, st.booleans())
 def test_any_image_fits_any_view_and_fitting_twice_changes_nothing(h, w, c, size, channels, resize, crop):
   v = View(size, channels, resize, random_crop=crop and resize == "auto", random_flip=False)
@@ -31,7 +31,7 @@ def test_any_image_fits_any_view_and_fitting_twice_changes_nothing(h, w, c, size
   assert seen.shape == (1, size, size, channels) and seen.dtype == np.uint8
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sides, sides, sizes, st.integers(0, 255), st.booleans())
 def test_scaling_and_cropping_keep_an_even_colour(h, w, size, value, crop):
   v = View(size, 1, "auto", random_crop=crop, random_flip=True)

@@ -36,7 +36,7 @@ def assert_consistent(prediction, z=Z, t=T):
   np.testing.assert_allclose(alpha * prediction.x + sigma * prediction.eps, z, atol=1e-5)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(t=st.floats(0.0, 1.0, width=32), seed=st.integers(0, 2**31 - 1), label=st.integers(NULL_LABEL, 9))
 @pytest.mark.parametrize(
   "guide",

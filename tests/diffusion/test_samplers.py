@@ -200,21 +200,21 @@ EDM = schedules.edm(sigma_max=10.0)
 EXPLODING = one_step(samplers.euler(), EDM)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(ONE_STEP)
 @example((1.0, 0.0, 0))
 def test_ddim_with_eta_one_is_ddpm(step):
   np.testing.assert_allclose(DDIM_ONE(*step)[2], DDPM(*step)[2], atol=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(ONE_STEP)
 @example((1.0, 0.0, 0))
 def test_the_sde_of_a_known_image_is_ddpm(step):
   np.testing.assert_allclose(SDE_POINT(*step)[2], DDPM_POINT(*step)[2], atol=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(ONE_STEP)
 def test_eulers_step_is_along_the_slope_of_the_flow(step):
   """Rectified flow: dz/dt = eps - x.  Variance exploding: dz/dsigma = (z - x) / sigma (Karras et al. 2022, eq. 4)."""

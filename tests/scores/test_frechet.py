@@ -38,7 +38,7 @@ def assert_same(got, wanted):
 
 
 @given(cuts=st.lists(st.integers(0, 40), max_size=6), seed=st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_split_gives_the_moments_of_the_whole(cuts, seed):
   x = draw(seed, 40, 3)
   split = of(*np.split(x, sorted(cuts)))
@@ -48,7 +48,7 @@ def test_any_split_gives_the_moments_of_the_whole(cuts, seed):
 
 
 @given(order=st.permutations(range(5)), at=st.integers(0, 5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_parts_may_come_in_any_order_and_be_merged(order, at):
   parts = np.split(draw(0, 50, 4), [3, 4, 20, 33])
   left = [parts[i] for i in order[:at]] or [parts[0][:0]]

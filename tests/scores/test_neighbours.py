@@ -65,7 +65,7 @@ def test_nearest_agrees_with_scikit_learn():
 
 
 @given(st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_of_equally_near_references_the_first_count(data):
   """Points of a small grid: distances are exact, and most of them are tied."""
   dim, k = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4))
@@ -119,7 +119,7 @@ def test_scores_are_their_definitions(k, count, mean, monkeypatch):
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_points_on_the_edge_of_a_ball_are_inside(data):
   """On a grid most distances are equal to a radius, and many images are the same."""
   points = st.lists(st.tuples(*[st.integers(0, 3)] * 2), min_size=5, max_size=20)
