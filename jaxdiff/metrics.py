@@ -54,6 +54,11 @@ class Window:
     if len(self._pending) > RUN_AHEAD:
       jax.block_until_ready(self._pending[-1 - RUN_AHEAD][1])
 
+  def is_over(self) -> bool:
+    """Whether the device has done all that was pushed. Does not wait."""
+    newest = self._pending[-1][1].values() if self._pending else ()
+    return all(value.is_ready() for value in newest if isinstance(value, jax.Array))
+
   def collect(self, until: int | None = None) -> Row | None:
     """Means over all that was pushed since the last call (with `until`: up to that step), in one fetch.
 

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from jaxdiff import (
   checkpoints,
   configuration,
   data,
+  goodput,
   locks,
   metrics,
   optim,
@@ -47,61 +48,81 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None
   Raises UserError for what the user can mend: config, data, disk, a loss that is not finite.
   """
   t, is_first = config.train, jax.process_index() == 0
-  checkpoints.prepare_workdir(workdir)
-  source = data.load(config.data.source, config.data.split, skip_unreadable=config.data.skip_unreadable)
-  data.check_labels(source, config.model.num_classes)
-  tx = optim.make_optimizer(config.optim, *tasks.stages(config))
-  task = tasks.make(config, tx)
-  strategy = parallel.make(config.parallel, t.batch_size)
-  preview = previews.make(config, task, strategy, source, workdir)
-  run = _record(config, source)
-
+  clock = goodput.Clock()
   with contextlib.ExitStack() as stack:
-    if is_first:
-      stack.enter_context(locks.hold(workdir))
-    manager = checkpoints.open_manager(workdir, t.keep_checkpoints, t.keep_every)
-    stack.callback(manager.close)
-    checkpoints.check_same_run(manager, run, allow_config_change)
-    make_state = functools.partial(tasks.initial_state, config, task)
-    restored = checkpoints.restore(manager, strategy.abstract(make_state))
-    state = strategy.place_state(restored[0]) if restored else starts.fresh_state(config, task, strategy)
-    start = int(strategy.fetch(state.step))
-    if start >= t.steps:
-      logger.info("This run is complete: %d of %d steps (config.train.steps) in %s.", start, t.steps, workdir)
-      return
-    write_atomically(workdir / "config.json", lambda file: file.write(configuration.to_json(config).encode()))
-    batches = stack.enter_context(contextlib.closing(_batches(source, config, strategy, start)))
-    batch = next(batches)
-    step = _compile(make_train_step(task, tx), state, batch, strategy, config, len(source))
+    with clock.spent("start"):
+      checkpoints.prepare_workdir(workdir)
+      source = data.load(config.data.source, config.data.split, skip_unreadable=config.data.skip_unreadable)
+      data.check_labels(source, config.model.num_classes)
+      tx = optim.make_optimizer(config.optim, *tasks.stages(config))
+      task = tasks.make(config, tx)
+      strategy = parallel.make(config.parallel, t.batch_size)
+      preview = previews.make(config, task, strategy, source, workdir)
+      run = _record(config, source)
+      if is_first:
+        stack.enter_context(locks.hold(workdir))
+      manager = checkpoints.open_manager(workdir, t.keep_checkpoints, t.keep_every)
+      stack.callback(manager.close)
+      checkpoints.check_same_run(manager, run, allow_config_change)
+      make_state = functools.partial(tasks.initial_state, config, task)
+      with clock.spent("checkpoint"):
+        restored = checkpoints.restore(manager, strategy.abstract(make_state))
+      state = strategy.place_state(restored[0]) if restored else starts.fresh_state(config, task, strategy)
+      start = int(strategy.fetch(state.step))
+      if start >= t.steps:
+        logger.info(
+          "This run is complete: %d of %d steps (config.train.steps) in %s.", start, t.steps, workdir
+        )
+        return
+      write_atomically(
+        workdir / "config.json", lambda file: file.write(configuration.to_json(config).encode())
+      )
+      batches = stack.enter_context(contextlib.closing(_batches(source, config, strategy, start)))
+      batch = next(batches)
+    with clock.spent("compile"):
+      step = _compile(make_train_step(task, tx), state, batch, strategy, config, len(source))
     window, watch = metrics.Window(), metrics.Stopwatch(start)
+
+    @contextlib.contextmanager
+    def beside(kind: str) -> Iterator[None]:
+      """What is done in this context is no step."""
+      with clock.spent(kind), watch.paused():
+        yield
 
     stop = stack.enter_context(signals.stop_request())
     log = stack.enter_context(reporting.open_log(workdir, resume_step=start, enabled=is_first))
     bar = stack.enter_context(reporting.progress(t.steps, initial=start, enabled=is_first))
+    report = functools.partial(_report, log, bar, watch, clock, manager, t.batch_size)
     for number in range(start + 1, t.steps + 1):
       state, measured = step(state, batch)
       window.push(number, measured)
       bar.update()
-      batch = next(batches)
+      with clock.spent("data", only_if=window.is_over):
+        batch = next(batches)
       ends = number == t.steps or bool(stop)
       saves = ends or number % t.checkpoint_every == 0 or number in task.stages
-      if saves:
-        _report(window.collect(), log, bar, watch, manager, t.batch_size)
+      shows = preview.due(number)
+      if saves or shows:
+        report(window.collect())
       elif number % t.log_every == 1 % t.log_every:
         # Only steps that are over are read: the device has the newest one to do meanwhile.
-        _report(window.collect(until=number - 1), log, bar, watch, manager, t.batch_size)
-      with watch.paused():
-        if preview.due(number):
+        report(window.collect(until=number - 1))
+      if shows:
+        with beside("preview"):
           log.show(number, preview.show(strategy.fetch(state), number))
-        if number in task.stages:
+      if number in task.stages:
+        with beside("compile"):
           state = strategy.advance(task.advance, state)
-        if saves:
+      if saves:
+        with beside("checkpoint"):
           position = {"examples": number * t.batch_size}
           checkpoints.save(manager, number, strategy.fetch(state), run | position)
       if ends:  # as decided above: a signal that has come since is served after the next step
         break
-    checkpoints.finish(manager)
+    with clock.spent("checkpoint"):
+      checkpoints.finish(manager)
 
+  logger.info("%s", clock.line())
   if number < t.steps:
     logger.info("Stopped after step %d, saved in %s. The same command goes on from there.", number, workdir)
     return
@@ -148,12 +169,13 @@ def _batches(
 
 
 def _report(
-  row: metrics.Row | None,
   log: reporting.Log,
   bar: reporting.Progress,
   watch: metrics.Stopwatch,
+  clock: goodput.Clock,
   manager: checkpoints.Manager,
   batch_size: int,
+  row: metrics.Row | None,
 ) -> None:
   """Shows and logs the means of a few steps.  Raises UserError when the loss or a gradient was not finite."""
   if row is None:
@@ -167,6 +189,6 @@ def _report(
       "Try a lower config.optim.learning_rate, a longer config.optim.warmup_steps or config.optim.clip_norm=1."
     )
   rate = watch.rate(row.step) * batch_size
-  log.scalars(row.step, row.means | {"images_per_s": rate})
+  log.scalars(row.step, row.means | {"images_per_s": rate} | clock.numbers())
   others = {name: mean for name, mean in row.means.items() if name != "learning_rate" and "/" not in name}
   bar.show(**{"loss": row.means["loss"]} | others, images_per_s=rate)

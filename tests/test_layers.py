@@ -30,6 +30,8 @@ LAYERS = {
     "configuration",
     "signals",
     "locks",
+    "goodput",
+    "watchdog",
   },
   2: {"tasks", "train_step", "summary", "weights", "onnx_model", "exported"},
   3: {
