@@ -71,6 +71,9 @@ def get_config() -> ConfigDict:
   c.train.checkpoint_every = 1000  # steps
   c.train.keep_checkpoints = 2  # the newest ones that stay
   c.train.keep_every = 0  # steps; checkpoints divisible by it stay for ever; 0: none
+  # a step that takes so many times the run's median, and at least so many seconds, has hung: exit status 74; 0: never
+  c.train.stall_factor = 20.0
+  c.train.stall_seconds = 600.0
 
   c.parallel = ConfigDict()
   c.parallel.strategy = "mesh"  # mesh | pmap

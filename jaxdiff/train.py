@@ -32,6 +32,7 @@ from jaxdiff import (
   starts,
   summary,
   tasks,
+  watchdog,
 )
 from jaxdiff.errors import UserError
 from jaxdiff.files import write_atomically
@@ -82,16 +83,18 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None
     with clock.spent("compile"):
       step = _compile(make_train_step(task, tx), state, batch, strategy, config, len(source))
     window, watch = metrics.Window(), metrics.Stopwatch(start)
+    dog = watchdog.Watchdog(t.stall_factor, t.stall_seconds)
 
     @contextlib.contextmanager
     def beside(kind: str) -> Iterator[None]:
-      """What is done in this context is no step."""
-      with clock.spent(kind), watch.paused():
+      """What is done in this context is no step: it is timed by itself, and may take long."""
+      with clock.spent(kind), watch.paused(), dog.paused():
         yield
 
     stop = stack.enter_context(signals.stop_request())
     log = stack.enter_context(reporting.open_log(workdir, resume_step=start, enabled=is_first))
     bar = stack.enter_context(reporting.progress(t.steps, initial=start, enabled=is_first))
+    stack.enter_context(watchdog.watching(dog))
     report = functools.partial(_report, log, bar, watch, clock, manager, t.batch_size)
     for number in range(start + 1, t.steps + 1):
       state, measured = step(state, batch)
@@ -99,6 +102,7 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None
       bar.update()
       with clock.spent("data", only_if=window.is_over):
         batch = next(batches)
+      dog.beat()
       ends = number == t.steps or bool(stop)
       saves = ends or number % t.checkpoint_every == 0 or number in task.stages
       shows = preview.due(number)
@@ -119,7 +123,7 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None
           checkpoints.save(manager, number, strategy.fetch(state), run | position)
       if ends:  # as decided above: a signal that has come since is served after the next step
         break
-    with clock.spent("checkpoint"):
+    with beside("checkpoint"):
       checkpoints.finish(manager)
 
   logger.info("%s", clock.line())
