@@ -1,6 +1,7 @@
 """The command line: python -m jaxdiff.main --config configs/dit_cfg.py[:preset] [--config.key=value ...].
 
-Modes: train (default), sample, evaluate, prepare, export.  A mistake of the user's is answered by one line and exit status 2.
+Modes: train (default), sample, evaluate, prepare, export.  A mistake of the user's is answered by one line and exit status 2;
+STATUSES lists the others.
 """
 
 from __future__ import annotations
@@ -8,19 +9,20 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxdiff import configuration, platform, reporting
+from jaxdiff import configuration, platform, reporting, signals
 from jaxdiff.errors import UserError, unknown
 
 logger = logging.getLogger("jaxdiff")
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs one command; returns the exit status: 0 done, 2 a mistake of the user's, 130 stopped by a second Ctrl-C."""
+  """Runs one command; returns the exit status, one of STATUSES."""
   reporting.setup_logging()
   try:
     flags = _parse(arguments)
@@ -28,21 +30,38 @@ def main(arguments: list[str] | None = None) -> int:
       raise unknown("mode", flags.mode, MODES)
     config, workdir = _resolve(flags)
     platform.configure(cache_dir=_cache_dir())
-    MODES[flags.mode](config, workdir, flags)
+    return MODES[flags.mode](config, workdir, flags)
   except UserError as error:
     logger.error("jaxdiff: %s", error)
     return 2
   except KeyboardInterrupt:
     logger.error("jaxdiff: stopped.")
     return 130
-  return 0
 
 
-def _train(config: Any, workdir: Path, flags: argparse.Namespace) -> None:
+def _train(config: Any, workdir: Path, flags: argparse.Namespace) -> int:
   from jaxdiff import starts, train
 
   starts.override(config, flags.overrides)
-  train.train(config, workdir, flags.allow_config_change)
+  stopped = train.train(config, workdir, flags.allow_config_change)
+  return flags.requeue_status if stopped == signal.SIGTERM else 0
+
+
+def _stoppable(
+  mode: Callable[[Any, Path, argparse.Namespace], None],
+) -> Callable[[Any, Path, argparse.Namespace], int]:
+  """A mode that SIGTERM ends where it is: what it writes appears whole or not at all, and it can be started again."""
+
+  def run(config: Any, workdir: Path, flags: argparse.Namespace) -> int:
+    try:
+      with signals.sigterm_stops():
+        mode(config, workdir, flags)
+    except signals.Stopped:
+      logger.info("Stopped. The same command goes on.")
+      return flags.requeue_status
+    return 0
+
+  return run
 
 
 def _sample(config: Any, workdir: Path, flags: argparse.Namespace) -> None:
@@ -77,13 +96,22 @@ def _export(config: Any, workdir: Path, flags: argparse.Namespace) -> None:
   runs.export(config, workdir)
 
 
-MODES: dict[str, Callable[[Any, Path, argparse.Namespace], None]] = {
+MODES: dict[str, Callable[[Any, Path, argparse.Namespace], int]] = {
   "train": _train,
-  "sample": _sample,
-  "evaluate": _evaluate,
-  "prepare": _prepare,
-  "export": _export,
+  "sample": _stoppable(_sample),
+  "evaluate": _stoppable(_evaluate),
+  "prepare": _stoppable(_prepare),
+  "export": _stoppable(_export),
 }
+
+STATUSES = """
+exit status:
+  0    done; or stopped by SIGTERM or Ctrl-C with everything saved (--requeue_status)
+  2    a mistake of the user's, told in one line: config, data, disk, a loss that is not finite
+  74   a step hung (config.train.stall_factor, stall_seconds): the same command goes on from the last checkpoint
+  130  stopped at once, by Ctrl-C; of a run that trains, by a second one
+  1    a mistake of the program's, with a traceback
+"""
 
 
 OF_A_RUN = ("sample", "evaluate", "export")  # modes that work on what a run has left
@@ -94,7 +122,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     prog="python -m jaxdiff.main",
     description="Train diffusion models and draw images with them.",
-    epilog="Any value of the config can be set: --config.train.steps=500. See configs/base.py for all of them.",
+    epilog="Any value of the config can be set: --config.train.steps=500. See configs/base.py for all of them.\n"
+    + STATUSES,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
   parser.add_argument(
@@ -106,6 +136,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   )
   parser.add_argument(
     "--allow_config_change", action="store_true", help="go on with a run although its config has changed"
+  )
+  parser.add_argument(
+    "--requeue_status",
+    metavar="N",
+    type=int,
+    default=0,
+    help="exit with N where SIGTERM has stopped it before its end, for a supervisor to start it again; default 0",
   )
   flags, overrides = parser.parse_known_args(arguments)
   flags.overrides = overrides

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop after the current step, with everything saved."""
+"""Ctrl-C and SIGTERM as a request to stop soon, with everything saved."""
 
 from __future__ import annotations
 
@@ -11,13 +11,38 @@ from types import FrameType
 logger = logging.getLogger("jaxdiff")
 
 
+class Stopped(BaseException):
+  """Raised where a signal may cut short what is done: see StopRequest.interrupts and sigterm_stops."""
+
+
 class StopRequest:
   """Whether a signal has asked the run to stop, and which."""
 
   signal: signal.Signals | None = None
+  _may_interrupt = False
 
   def __bool__(self) -> bool:
     return self.signal is not None
+
+  @contextlib.contextmanager
+  def interrupts(self) -> Iterator[None]:
+    """What is done in this context can be done again: a request, earlier ones too, raises Stopped in it."""
+    self._may_interrupt = True
+    try:
+      if self:
+        raise Stopped
+      yield
+    finally:
+      self._may_interrupt = False
+
+  def _take(self, number: int) -> None:
+    if self and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self.signal = signal.Signals(number)
+    logger.warning("%s: stopping soon, with everything saved. Ctrl-C stops at once.", self.signal.name)
+    if self._may_interrupt:
+      self._may_interrupt = False  # once: what follows is the way out
+      raise Stopped
 
 
 @contextlib.contextmanager
@@ -27,17 +52,27 @@ def stop_request() -> Iterator[StopRequest]:
   The handlers that were there before are put back at the end.
   """
   request = StopRequest()
+  with _handling(request, signal.SIGINT, signal.SIGTERM):
+    yield request
 
+
+@contextlib.contextmanager
+def sigterm_stops() -> Iterator[None]:
+  """Within this context SIGTERM raises Stopped, as Ctrl-C raises KeyboardInterrupt: files are left whole."""
+  request = StopRequest()
+  with _handling(request, signal.SIGTERM), request.interrupts():
+    yield
+
+
+@contextlib.contextmanager
+def _handling(request: StopRequest, *numbers: signal.Signals) -> Iterator[None]:
   def handle(number: int, frame: FrameType | None) -> None:
     del frame
-    if request and number == signal.SIGINT:
-      raise KeyboardInterrupt
-    request.signal = signal.Signals(number)
-    logger.warning("%s: stopping after this step and saving. Ctrl-C stops at once.", request.signal.name)
+    request._take(number)
 
-  before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+  before = {number: signal.signal(number, handle) for number in numbers}
   try:
-    yield request
+    yield
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import signal
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -42,8 +43,13 @@ from jaxdiff.types import Batch
 logger = logging.getLogger("jaxdiff")
 
 
-def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None:
+UNSHOWN = "unshown"  # a file in the workdir: the step whose pictures and numbers a signal has cut short
+
+
+def train(config: Any, workdir: Path, allow_config_change: bool = False) -> signal.Signals | None:
   """Trains what a config describes, in a workdir; a run that was stopped there goes on exactly where it stopped.
+
+  Returns the signal that has stopped it before its end, if one has.
 
   Leaves there: config.json, metrics.jsonl, TensorBoard events, checkpoints/, loss.png and the task's pictures.
   Raises UserError for what the user can mend: config, data, disk, a loss that is not finite.
@@ -51,6 +57,7 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None
   t, is_first = config.train, jax.process_index() == 0
   clock = goodput.Clock()
   with contextlib.ExitStack() as stack:
+    stop = stack.enter_context(signals.stop_request())
     with clock.spent("start"):
       checkpoints.prepare_workdir(workdir)
       source = data.load(config.data.source, config.data.split, skip_unreadable=config.data.skip_unreadable)
@@ -70,11 +77,12 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None
         restored = checkpoints.restore(manager, strategy.abstract(make_state))
       state = strategy.place_state(restored[0]) if restored else starts.fresh_state(config, task, strategy)
       start = int(strategy.fetch(state.step))
-      if start >= t.steps:
+      shows_again = _unshown(workdir) == start
+      if start >= t.steps and not shows_again:
         logger.info(
           "This run is complete: %d of %d steps (config.train.steps) in %s.", start, t.steps, workdir
         )
-        return
+        return None
       write_atomically(
         workdir / "config.json", lambda file: file.write(configuration.to_json(config).encode())
       )
@@ -91,11 +99,18 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None
       with clock.spent(kind), watch.paused(), dog.paused():
         yield
 
-    stop = stack.enter_context(signals.stop_request())
     log = stack.enter_context(reporting.open_log(workdir, resume_step=start, enabled=is_first))
     bar = stack.enter_context(reporting.progress(t.steps, initial=start, enabled=is_first))
     stack.enter_context(watchdog.watching(dog))
     report = functools.partial(_report, log, bar, watch, clock, manager, t.batch_size)
+    show = functools.partial(_show, preview, strategy, log, stop, workdir)
+    if shows_again and not stop:
+      with beside("preview"):
+        show(start, state)
+    if stop:
+      logger.info("Stopped before a step was taken: nothing is lost. The same command starts again.")
+      return stop.signal
+    number, was_shown = start, True
     for number in range(start + 1, t.steps + 1):
       state, measured = step(state, batch)
       window.push(number, measured)
@@ -113,7 +128,8 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None
         report(window.collect(until=number - 1))
       if shows:
         with beside("preview"):
-          log.show(number, preview.show(strategy.fetch(state), number))
+          was_shown = show(number, state, may_be_cut=number not in task.stages)
+        ends, saves = ends or not was_shown, saves or not was_shown
       if number in task.stages:
         with beside("compile"):
           state = strategy.advance(task.advance, state)
@@ -127,12 +143,13 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> None
       checkpoints.finish(manager)
 
   logger.info("%s", clock.line())
-  if number < t.steps:
+  if number < t.steps or not was_shown:
     logger.info("Stopped after step %d, saved in %s. The same command goes on from there.", number, workdir)
-    return
+    return stop.signal
   if is_first:
     plots.loss_curve(workdir / "metrics.jsonl", workdir / "loss.png")
   logger.info("Done: %d steps. Pictures, loss.png and checkpoints are in %s.", number, workdir)
+  return None
 
 
 def _record(config: Any, source: data.Source) -> dict[str, Any]:
@@ -170,6 +187,39 @@ def _batches(
     process_count=jax.process_count(),
   )
   return data.device_prefetch(stream, strategy.place_batch)
+
+
+def _show(
+  preview: previews.Preview,
+  strategy: parallel.Strategy,
+  log: reporting.Log,
+  stop: signals.StopRequest,
+  workdir: Path,
+  number: int,
+  state: Any,
+  may_be_cut: bool = True,
+) -> bool:
+  """Shows what is due after step `number`.  False where a signal has cut it short: a run that goes on from here shows it then.
+
+  What a stage leaves (its student) is never cut short: once the state has advanced it could not be made again.
+  """
+  try:
+    with stop.interrupts() if may_be_cut else contextlib.nullcontext():
+      shown = preview.show(strategy.fetch(state), number)
+  except signals.Stopped:
+    write_atomically(workdir / UNSHOWN, lambda file: file.write(str(number).encode()))
+    return False
+  log.show(number, shown)
+  (workdir / UNSHOWN).unlink(missing_ok=True)
+  return True
+
+
+def _unshown(workdir: Path) -> int | None:
+  """The step after which a signal has cut short what is shown, if that is still to be done."""
+  try:
+    return int((workdir / UNSHOWN).read_text())
+  except (OSError, ValueError):
+    return None
 
 
 def _report(

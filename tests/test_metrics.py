@@ -41,9 +41,7 @@ def test_all_is_over_when_the_newest_step_is():
   assert window.is_over()
   window.push(1, {"loss": jax.block_until_ready(jnp.float32(1)), "learning_rate": 0.1})
   assert window.is_over()
-  slow = jax.jit(lambda a: jax.lax.fori_loop(0, 300, lambda i, a: a @ a / 300, a)[0, 0])(
-    jnp.ones((300, 300))
-  )
+  slow = jax.jit(lambda a: jax.lax.fori_loop(0, 300, lambda i, a: a @ a / 300, a)[0, 0])(jnp.ones((300, 300)))
   window.push(2, {"loss": slow})
   assert not window.is_over()  # it does not wait
   window.collect()
