@@ -59,6 +59,9 @@ def get_config() -> ConfigDict:
   c.optim.epsilon = 1e-8
   c.optim.weight_decay = 0.0  # matrices and kernels only
   c.optim.clip_norm = 1.0  # global gradient norm; 0 does not clip
+  # steps whose gradients are not finite, or longer than skip_norm (0: any length), change nothing; more in a row end the run
+  c.optim.skip_norm = 0.0
+  c.optim.max_bad_steps = 3
   c.optim.accumulate_steps = 1  # train steps an update: gradients are averaged
   c.optim.ema_decay = 0.9999
   c.optim.ema_start_step = 0  # updates before the average starts; until then it is a copy

@@ -14,21 +14,48 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
 RUN_AHEAD = 8  # steps the host may be ahead of the device: enough to never starve it, few enough to stop soon
 MUST_BE_FINITE = ("loss", "grad_norm")
+SKIPPED = "skipped"  # 1 for a step that has changed nothing
 
 
 class Row(NamedTuple):
   """What a window has seen since it was last collected."""
 
   step: int  # the last step among them
-  means: dict[str, float]  # name -> mean over the steps that reported it
-  first_bad_step: int | None  # the first step whose loss or gradient norm was NaN or infinite
+  means: dict[
+    str, float
+  ]  # name -> mean over the steps that reported it; over the good ones, if there are any
+  # those whose loss or gradient norm was NaN or infinite, and those that were skipped for another reason
+  bad_steps: tuple[int, ...]
+
+
+class BadSteps:
+  """Counts the steps that were skipped."""
+
+  def __init__(self, allowed: int, total: int = 0):
+    self.total = total
+    self._allowed, self._first, self._last = allowed, 0, -1  # of those in a row
+
+  def add(self, steps: Iterable[int]) -> int | None:
+    """Adds skipped steps in their order; returns the first of more than `allowed` in a row, where there are so many."""
+    for step in steps:
+      if step != self._last + 1:
+        self._first = step
+      self._last = step
+      self.total += 1
+      if step - self._first >= self._allowed:
+        return self._first
+    return None
+
+  def includes(self, step: int) -> bool:
+    """Whether the newest step, which this is, was skipped."""
+    return step == self._last
 
 
 class Window:
@@ -74,18 +101,19 @@ class Window:
       {name: float(value) for name, value in row.items()}
       for row in self._fetch([dict(metrics) for _, metrics in taken])
     ]
+    # What the device says of itself, in a scalar of its own, is not one of the means.
+    skipped = [row.pop(SKIPPED, 0.0) > 0 for row in rows]
+    is_bad = [
+      was_skipped or not all(math.isfinite(row[name]) for name in MUST_BE_FINITE if name in row)
+      for was_skipped, row in zip(skipped, rows, strict=True)
+    ]
     values: dict[str, list[float]] = {}
-    for row in rows:
-      for name, value in row.items():
+    for bad, row in zip(is_bad, rows, strict=True):
+      for name, value in row.items() if not bad or all(is_bad) else ():
         values.setdefault(name, []).append(value)
-    bad = (
-      step
-      for step, row in zip(steps, rows, strict=True)
-      if not all(math.isfinite(row[name]) for name in MUST_BE_FINITE if name in row)
-    )
     # Not math.fsum: it raises when infinities of both signs meet, and such a mean should just be NaN.
     means = {name: sum(column) / len(column) for name, column in values.items()}
-    return Row(steps[-1], means, next(bad, None))
+    return Row(steps[-1], means, tuple(step for step, bad in zip(steps, is_bad, strict=True) if bad))
 
 
 class Stopwatch:

@@ -1,4 +1,9 @@
-"""Optimizers as chains of gradient transformations; the EMA of the parameters is one of them."""
+"""Optimizers as chains of gradient transformations; the EMA of the parameters is one of them.
+
+Their update takes `is_good`, bool[], as a further argument: where it is False the step is skipped. The gradients may then be
+anything; the updates are 0, and the state stays as it was, bit for bit. It costs a selection for each of Adam's moments, which
+is fused with their update; what comes after them is frozen by scalars.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +25,7 @@ class ParamsEmaState(NamedTuple):
   ema_params: PyTree  # like params, in their dtype: the average that sampling and scoring use
 
 
-def params_ema(decay: float, start_step: int = 0) -> optax.GradientTransformation:
+def params_ema(decay: float, start_step: int = 0) -> optax.GradientTransformationExtraArgs:
   """An exponential moving average of the parameters as they are *after* each update; updates pass through unchanged.
 
   Update n = 1, 2, ... makes params_n.  For n <= start_step the average is a copy of params_n; from then on
@@ -38,18 +43,68 @@ def params_ema(decay: float, start_step: int = 0) -> optax.GradientTransformatio
     return ParamsEmaState(count=jnp.zeros((), jnp.int32), ema_params=jax.tree.map(jnp.copy, params))
 
   def update_fn(
-    updates: PyTree, state: ParamsEmaState, params: PyTree | None = None
+    updates: PyTree,
+    state: ParamsEmaState,
+    params: PyTree | None = None,
+    *,
+    is_good: Array | bool = True,
+    **others: Any,
   ) -> tuple[PyTree, ParamsEmaState]:
+    del others
     if params is None:
       raise ValueError("params_ema averages parameters: call update(updates, state, params)")
     started = state.count >= start_step
     new_params = optax.apply_updates(params, updates)
-    ema_params = jax.tree.map(
-      lambda ema, new: jnp.where(started, decay * ema + (1 - decay) * new, new), state.ema_params, new_params
-    )
-    return updates, ParamsEmaState(count=optax.safe_increment(state.count), ema_params=ema_params)
+    kept, added = chosen(is_good, decay, 1.0), chosen(is_good, 1 - decay, 0.0)
 
-  return optax.GradientTransformation(init_fn, update_fn)
+    def average(ema: Array, new: Array) -> Array:
+      return jnp.where(started, kept.astype(ema.dtype) * ema + added.astype(ema.dtype) * new, new)
+
+    ema_params = jax.tree.map(average, state.ema_params, new_params)
+    return updates, ParamsEmaState(count=_counted(state.count, is_good), ema_params=ema_params)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def chosen(is_good: Array | bool, this: Array | float, other: Array | float) -> Array:
+  """`this` where is_good, else `other`, f32[]: as a sum with a 0.
+
+  XLA repeats a scalar select in each of the hundreds of fusions that use it, but computes a reduction once.
+  """
+  good = jnp.asarray(is_good)
+  return jnp.sum(jnp.where(jnp.stack([good, ~good]), jnp.stack([jnp.float32(this), jnp.float32(other)]), 0.0))
+
+
+def _counted(count: Array, is_good: Array | bool) -> Array:
+  """The updates applied so far, after one more that may have been skipped."""
+  return jnp.where(is_good, optax.safe_increment(count), count)
+
+
+def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
+  """optax.scale_by_adam, operation for operation, of which a step can be skipped.
+
+  m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  update m / (1 - b1^n) / (sqrt(v / (1 - b2^n)) + eps).
+  Source: Kingma & Ba 2015, algorithm 1.
+  """
+
+  def update_fn(
+    updates: PyTree,
+    state: optax.ScaleByAdamState,
+    params: PyTree | None = None,
+    *,
+    is_good: Array | bool = True,
+    **others: Any,
+  ) -> tuple[PyTree, optax.ScaleByAdamState]:
+    del params, others
+    moment = lambda g, m: jnp.where(is_good, (1 - b1) * g + b1 * m, m)
+    square = lambda g, v: jnp.where(is_good, (1 - b2) * (g**2) + b2 * v, v)
+    mu, nu = jax.tree.map(moment, updates, state.mu), jax.tree.map(square, updates, state.nu)
+    n = optax.safe_increment(state.count)  # where the step is skipped too: 1 - b1^0 would be 0
+    mu_hat, nu_hat = optax.tree.bias_correction(mu, b1, n), optax.tree.bias_correction(nu, b2, n)
+    scaled = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu_hat, nu_hat)
+    return scaled, optax.ScaleByAdamState(count=_counted(state.count, is_good), mu=mu, nu=nu)
+
+  return optax.GradientTransformationExtraArgs(optax.scale_by_adam(b1, b2, eps).init, update_fn)
 
 
 class ScheduledState(NamedTuple):
@@ -59,7 +114,7 @@ class ScheduledState(NamedTuple):
   learning_rate: Array  # f32[], the rate of the last update, for the logs
 
 
-def scale_by_schedule(schedule: optax.Schedule) -> optax.GradientTransformation:
+def scale_by_schedule(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
   """Update n (from 0) is multiplied by -schedule(n): the descent step of a chain.
 
   As optax.scale_by_learning_rate, but the rate in force is in the state, where any loop can read it:
@@ -71,14 +126,21 @@ def scale_by_schedule(schedule: optax.Schedule) -> optax.GradientTransformation:
     return ScheduledState(count=jnp.zeros((), jnp.int32), learning_rate=jnp.zeros((), jnp.float32))
 
   def update_fn(
-    updates: PyTree, state: ScheduledState, params: PyTree | None = None
+    updates: PyTree,
+    state: ScheduledState,
+    params: PyTree | None = None,
+    *,
+    is_good: Array | bool = True,
+    **others: Any,
   ) -> tuple[PyTree, ScheduledState]:
-    del params
+    del params, others
     rate = jnp.asarray(schedule(state.count), jnp.float32)
-    scaled = jax.tree.map(lambda update: -rate * update, updates)
-    return scaled, ScheduledState(count=optax.safe_increment(state.count), learning_rate=rate)
+    factor = chosen(is_good, rate, 0.0)
+    scaled = jax.tree.map(lambda update: -factor * update, updates)
+    in_force = jnp.where(is_good, rate, state.learning_rate)
+    return scaled, ScheduledState(count=_counted(state.count, is_good), learning_rate=in_force)
 
-  return optax.GradientTransformation(init_fn, update_fn)
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def learning_rate(config: Any, *stages: int) -> optax.Schedule:
@@ -109,27 +171,44 @@ def stage_rate(config: Any, num_updates: int) -> optax.Schedule:
   return optax.join_schedules([warmup, decay], [config.warmup_steps])
 
 
-def make_optimizer(config: Any, *stages: int) -> optax.GradientTransformation:
+def make_optimizer(config: Any, *stages: int) -> optax.GradientTransformationExtraArgs:
   """The optimizer that a config's `optim` section describes, for a run of stages of so many train steps, mostly one.
 
   clip by global norm -> Adam -> weight decay (matrices and kernels only) -> learning rate -> params_ema.  With
-  accumulate_steps = k gradients are averaged over k train steps and all of the chain, EMA included, moves once.
+  accumulate_steps = k gradients are averaged over k train steps and all of the chain, EMA included, moves once; a
+  skipped one does not count among the k.
 
   Source: AdamW, Loshchilov & Hutter 2019.
   """
   rate = learning_rate(config, *(stage // config.accumulate_steps for stage in stages))
   chain = optax.chain(
     optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-    optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),
+    scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),
     optax.add_decayed_weights(
       config.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
     ),
     scale_by_schedule(rate),
     params_ema(config.ema_decay, config.ema_start_step),
   )
-  if config.accumulate_steps == 1:
-    return chain
-  return optax.MultiSteps(chain, every_k_schedule=config.accumulate_steps).gradient_transformation()
+  return chain if config.accumulate_steps == 1 else accumulated(chain, config.accumulate_steps)
+
+
+def accumulated(tx: optax.GradientTransformation, steps: int) -> optax.GradientTransformationExtraArgs:
+  """optax.MultiSteps: tx moves once in so many good steps, with the mean of their gradients."""
+
+  def update_fn(
+    updates: PyTree,
+    state: optax.MultiStepsState,
+    params: PyTree | None = None,
+    *,
+    is_good: Array | bool = True,
+    **others: Any,
+  ) -> tuple[PyTree, optax.MultiStepsState]:
+    del others
+    skips = lambda *given: (jnp.logical_not(is_good), ())
+    return optax.MultiSteps(tx, steps, should_skip_update_fn=skips).update(updates, state, params)
+
+  return optax.GradientTransformationExtraArgs(optax.MultiSteps(tx, steps).init, update_fn)
 
 
 def restarted(tx: optax.GradientTransformation, opt_state: PyTree, params: PyTree) -> PyTree:

@@ -89,8 +89,11 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> sign
       batches = stack.enter_context(contextlib.closing(_batches(source, config, strategy, start)))
       batch = next(batches)
     with clock.spent("compile"):
-      step = _compile(make_train_step(task, tx), state, batch, strategy, config, len(source))
+      step = _compile(
+        make_train_step(task, tx, config.optim.skip_norm), state, batch, strategy, config, len(source)
+      )
     window, watch = metrics.Window(), metrics.Stopwatch(start)
+    bad = metrics.BadSteps(config.optim.max_bad_steps, restored[1].get("skipped", 0) if restored else 0)
     dog = watchdog.Watchdog(t.stall_factor, t.stall_seconds)
 
     @contextlib.contextmanager
@@ -102,7 +105,7 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> sign
     log = stack.enter_context(reporting.open_log(workdir, resume_step=start, enabled=is_first))
     bar = stack.enter_context(reporting.progress(t.steps, initial=start, enabled=is_first))
     stack.enter_context(watchdog.watching(dog))
-    report = functools.partial(_report, log, bar, watch, clock, manager, t.batch_size)
+    report = functools.partial(_report, log, bar, watch, clock, bad, manager, config)
     show = functools.partial(_show, preview, strategy, log, stop, workdir)
     if shows_again and not stop:
       with beside("preview"):
@@ -133,9 +136,10 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> sign
       if number in task.stages:
         with beside("compile"):
           state = strategy.advance(task.advance, state)
-      if saves:
+      # Not after a bad step: where all are bad, the saves of a lost run would drive out those of a good one.
+      if saves and (ends or not bad.includes(number)):
         with beside("checkpoint"):
-          position = {"examples": number * t.batch_size}
+          position = {"examples": number * t.batch_size, "skipped": bad.total}
           checkpoints.save(manager, number, strategy.fetch(state), run | position)
       if ends:  # as decided above: a signal that has come since is served after the next step
         break
@@ -227,22 +231,39 @@ def _report(
   bar: reporting.Progress,
   watch: metrics.Stopwatch,
   clock: goodput.Clock,
+  bad: metrics.BadSteps,
   manager: checkpoints.Manager,
-  batch_size: int,
+  config: Any,
   row: metrics.Row | None,
 ) -> None:
-  """Shows and logs the means of a few steps.  Raises UserError when the loss or a gradient was not finite."""
+  """Shows and logs the means of a few steps.  Raises UserError when too many in a row were bad."""
   if row is None:
     return
-  if row.first_bad_step is not None:
-    checkpoints.finish(manager)
-    good = manager.latest_step()
-    kept = f"The last good checkpoint is step {good}" if good else "There was no checkpoint yet"
-    raise UserError(
-      f"the loss or its gradient is not finite at step {row.first_bad_step}. {kept}, in {manager.directory}. "
-      "Try a lower config.optim.learning_rate, a longer config.optim.warmup_steps or config.optim.clip_norm=1."
-    )
-  rate = watch.rate(row.step) * batch_size
-  log.scalars(row.step, row.means | {"images_per_s": rate} | clock.numbers())
+  first = bad.add(row.bad_steps)
+  if first is not None:
+    raise _lost(first, manager, config)
+  if row.bad_steps:
+    logger.warning("Skipped, as %s: step %s.", _why(config), ", ".join(map(str, row.bad_steps)))
+  rate = watch.rate(row.step) * config.train.batch_size
+  skipped = {"skipped": bad.total}
+  log.scalars(row.step, row.means | skipped | {"images_per_s": rate} | clock.numbers())
   others = {name: mean for name, mean in row.means.items() if name != "learning_rate" and "/" not in name}
-  bar.show(**{"loss": row.means["loss"]} | others, images_per_s=rate)
+  bar.show(**{"loss": row.means["loss"]} | others | (skipped if bad.total else {}), images_per_s=rate)
+
+
+def _lost(step: int, manager: checkpoints.Manager, config: Any) -> UserError:
+  """The UserError for a run of which one step after the other is bad, from `step` on."""
+  checkpoints.finish(manager)
+  good, allowed = manager.latest_step(), config.optim.max_bad_steps
+  kept = f"The last good checkpoint is step {good}" if good else "There was no checkpoint yet"
+  after = "was the step" if allowed == 1 else f"were the {allowed} steps"
+  others = f" So {after} after it (config.optim.max_bad_steps={allowed})." if allowed else ""
+  return UserError(
+    f"{_why(config)} at step {step}. {kept}, in {manager.directory}.{others} "
+    "Try a lower config.optim.learning_rate, a longer config.optim.warmup_steps or config.optim.clip_norm=1."
+  )
+
+
+def _why(config: Any) -> str:
+  large = config.optim.skip_norm
+  return f"the loss or its gradient is not finite{f', or its norm above config.optim.skip_norm={large:g},' * bool(large)}"
