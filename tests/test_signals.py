@@ -30,3 +30,24 @@ def test_an_interrupt_ends_the_program_with_status_130(monkeypatch, capsys):
   monkeypatch.setitem(main.MODES, "train", interrupted)
   assert main.main(["--config", "configs/dit_cfg.py"]) == 130
   assert "jaxdiff: stopped" in capsys.readouterr().err
+
+
+def test_what_can_be_done_again_is_cut_short_once():
+  with signals.stop_request() as stop:
+    with pytest.raises(signals.Stopped), stop.interrupts():
+      signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)  # the way out is not
+    with pytest.raises(signals.Stopped), stop.interrupts():
+      raise AssertionError("a request that came before counts")
+    assert stop.signal == signal.SIGTERM
+
+
+def test_a_stop_passes_through_except_exception():
+  assert not issubclass(signals.Stopped, Exception)
+
+
+def test_sigterm_stops_a_mode_and_its_handler_is_put_back():
+  before = signal.getsignal(signal.SIGTERM)
+  with pytest.raises(signals.Stopped), signals.sigterm_stops():
+    signal.raise_signal(signal.SIGTERM)
+  assert signal.getsignal(signal.SIGTERM) == before
