@@ -62,13 +62,18 @@ def get_config() -> ConfigDict:
   # steps whose gradients are not finite, or longer than skip_norm (0: any length), change nothing; more in a row end the run
   c.optim.skip_norm = 0.0
   c.optim.max_bad_steps = 3
-  c.optim.accumulate_steps = 1  # train steps an update: gradients are averaged
+  c.optim.accumulate_steps = (
+    1  # train steps an update: gradients are averaged (within a step: train.microbatches)
+  )
   c.optim.ema_decay = 0.9999
   c.optim.ema_start_step = 0  # updates before the average starts; until then it is a copy
 
   c.train = ConfigDict()
   c.train.steps = 100_000
   c.train.batch_size = 128  # images a step, over all devices
+  c.train.microbatches = (
+    1  # parts of a device's share of a batch, one after the other: less memory, the same gradients
+  )
   c.train.log_every = 50  # steps
   c.train.sample_every = 1000  # steps between pictures; 0 draws only at the end
   c.train.checkpoint_every = 1000  # steps

@@ -23,7 +23,7 @@ def describe(config: Any, params: PyTree, lowered: jax.stages.Lowered, num_examp
     "examples": f"{num_examples:,}",
     "devices": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {jax.process_count()} process(es)",
     "tokens": f"{tokens:,} an image",
-    "step": _flops(lowered),
+    "step": _flops(lowered, config.train.microbatches),
   }
   return "\n".join([*_sections(config), *(f"{name:<11} {text}" for name, text in facts.items())])
 
@@ -36,7 +36,7 @@ def _sections(config: Any) -> list[str]:
   return [f"{name:<11} {' '.join(values)}" for name, values in sections.items()]
 
 
-def _flops(lowered: jax.stages.Lowered) -> str:
+def _flops(lowered: jax.stages.Lowered, microbatches: int) -> str:
   cost = lowered.cost_analysis() or {}
-  flops = cost.get("flops")
+  flops = cost.get("flops", 0) * microbatches  # the compiler counts one turn of a loop
   return f"{flops / 1e9:,.1f} GFLOP" if flops else "FLOPs unknown to this compiler"

@@ -37,7 +37,7 @@ from jaxdiff import (
 )
 from jaxdiff.errors import UserError
 from jaxdiff.files import write_atomically
-from jaxdiff.train_step import TrainStep, make_train_step
+from jaxdiff.train_step import TrainStep, check_microbatches, make_train_step
 from jaxdiff.types import Batch
 
 logger = logging.getLogger("jaxdiff")
@@ -65,6 +65,7 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> sign
       tx = optim.make_optimizer(config.optim, *tasks.stages(config))
       task = tasks.make(config, tx)
       strategy = parallel.make(config.parallel, t.batch_size)
+      check_microbatches(t.microbatches, t.batch_size, jax.device_count())
       preview = previews.make(config, task, strategy, source, workdir)
       run = _record(config, source)
       if is_first:
@@ -89,9 +90,8 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> sign
       batches = stack.enter_context(contextlib.closing(_batches(source, config, strategy, start)))
       batch = next(batches)
     with clock.spent("compile"):
-      step = _compile(
-        make_train_step(task, tx, config.optim.skip_norm), state, batch, strategy, config, len(source)
-      )
+      made = make_train_step(task, tx, config.optim.skip_norm, t.microbatches)
+      step = _compile(made, state, batch, strategy, config, len(source))
     window, watch = metrics.Window(), metrics.Stopwatch(start)
     bad = metrics.BadSteps(config.optim.max_bad_steps, restored[1].get("skipped", 0) if restored else 0)
     dog = watchdog.Watchdog(t.stall_factor, t.stall_seconds)
