@@ -84,7 +84,8 @@ class Window:
   def is_over(self) -> bool:
     """Whether the device has done all that was pushed. Does not wait."""
     newest = self._pending[-1][1].values() if self._pending else ()
-    return all(value.is_ready() for value in newest if isinstance(value, jax.Array))
+    arrays: list[Any] = [value for value in newest if isinstance(value, jax.Array)]
+    return all(array.is_ready() for array in arrays)
 
   def collect(self, until: int | None = None) -> Row | None:
     """Means over all that was pushed since the last call (with `until`: up to that step), in one fetch.

@@ -62,7 +62,10 @@ def test_training_leaves_what_it_promises(trained):
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   assert rows[-1]["step"] == 6
   assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
-  assert {"loss", "grad_norm", "learning_rate", "images_per_s"} <= set(rows[0])
+  assert {"loss", "grad_norm", "learning_rate", "images_per_s", "skipped", "goodput", "time/step"} <= set(
+    rows[0]
+  )
+  assert 0 < rows[-1]["goodput"] < 1
 
 
 def test_a_complete_run_started_again_changes_nothing(trained, capsys):

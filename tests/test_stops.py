@@ -1,12 +1,13 @@
 """SIGTERM at any time of a run, in this process: what was done is saved, and the run that goes on does the rest."""
 
 import os
+import re
 import signal
 
 import numpy as np
 import pytest
 
-from jaxdiff import metrics, pictures, previews, sample, train
+from jaxdiff import checkpoints, metrics, pictures, previews, sample, train, watchdog
 from jaxdiff.evaluation import drawn
 from tests import small
 from tests.test_main import equal, last_state, run
@@ -74,7 +75,7 @@ def test_sigterm_in_a_preview_saves_and_the_preview_is_made_up_for(
   assert steps_saved(tmp_path)[-1] == step and (tmp_path / "unshown").read_text() == str(step)
   (tmp_path / "samples" / f"{step:07d}.png").unlink()
   status, text = train_main(tmp_path, REQUEUE, capsys=capsys)
-  assert status == 0 and "Done: 6 steps" in text
+  assert status == 0 and "Done: 6 steps" in text and re.search(r"Goodput \d+\.\d% of \d", text)
   assert picture(tmp_path, step) == picture(undisturbed, step)
   assert not (tmp_path / "unshown").exists() and (tmp_path / "denoising.png").exists()
   assert equal(last_state(tmp_path), last_state(undisturbed))
@@ -133,3 +134,33 @@ def test_an_evaluation_goes_on_with_the_batches_it_had_drawn(tmp_path, monkeypat
   assert run(*command, capsys=capsys)[0] == AGAIN
   assert run(*command, capsys=capsys)[0] == 0
   assert saved == [f"{i:08d}.npz" for i in (0, 8)] + ["killed"] + [f"{i:08d}.npz" for i in (16, 24, 32)]
+
+
+def test_the_watchdog_sleeps_while_a_run_shows_and_saves(tmp_path, monkeypatch, undisturbed):
+  dogs, seen = [], set()
+
+  class Known(watchdog.Watchdog):
+    def __init__(self, *args):
+      super().__init__(*args)
+      dogs.append(self)
+
+  def watch(module, name):
+    real = getattr(module, name)
+
+    def wrapped(*args, **kwargs):
+      seen.add((name, dogs[0]._pauses > 0))
+      return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, wrapped)
+
+  monkeypatch.setattr(train.watchdog, "Watchdog", Known)
+  for module, name in (
+    (checkpoints, "save"),
+    (checkpoints, "finish"),
+    (sample.pictures, "grid"),
+    (metrics.Window, "push"),
+  ):
+    watch(module, name)
+  assert train_main(tmp_path)[0] == 0
+  assert seen == {("save", True), ("finish", True), ("grid", True), ("push", False)}
+  assert dogs[0].is_on and dogs[0]._beats >= 6
