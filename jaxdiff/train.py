@@ -89,6 +89,8 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> sign
       )
       batches = stack.enter_context(contextlib.closing(_batches(source, config, strategy, start)))
       batch = next(batches)
+    if _stops_early(stop):
+      return stop.signal
     with clock.spent("compile"):
       made = make_train_step(task, tx, config.optim.skip_norm, t.microbatches)
       step = _compile(made, state, batch, strategy, config, len(source))
@@ -110,8 +112,7 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> sign
     if shows_again and not stop:
       with beside("preview"):
         show(start, state)
-    if stop:
-      logger.info("Stopped before a step was taken: nothing is lost. The same command starts again.")
+    if _stops_early(stop):
       return stop.signal
     number, was_shown = start, True
     for number in range(start + 1, t.steps + 1):
@@ -191,6 +192,13 @@ def _batches(
     process_count=jax.process_count(),
   )
   return data.device_prefetch(stream, strategy.place_batch)
+
+
+def _stops_early(stop: signals.StopRequest) -> bool:
+  """Whether a signal came before the first step."""
+  if stop:
+    logger.info("Stopped before a step was taken: nothing is lost. The same command starts again.")
+  return bool(stop)
 
 
 def _show(

@@ -65,10 +65,18 @@ def in_the_preview_of(monkeypatch, wanted):
   monkeypatch.setattr(train.previews, "make", made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 6])
-def test_sigterm_in_a_preview_saves_and_the_preview_is_made_up_for(
-  step, tmp_path, monkeypatch, capsys, undisturbed
-):
+def test_a_preview_made_up_for_is_the_one_that_was_cut_short(step, tmp_path, monkeypatch, undisturbed):
+  in_the_preview_of(monkeypatch, step)
+  assert train_main(tmp_path, REQUEUE)[0] == AGAIN
+  (tmp_path / "samples" / f"{step:07d}.png").unlink()
+  assert train_main(tmp_path, REQUEUE)[0] == 0
+  assert picture(tmp_path, step) == picture(undisturbed, step)
+  assert equal(last_state(tmp_path), last_state(undisturbed))
+
+
+def test_sigterm_in_a_preview_saves_and_the_preview_is_made_up_for(tmp_path, monkeypatch, capsys, step=6):
   in_the_preview_of(monkeypatch, step)
   status, text = train_main(tmp_path, REQUEUE, capsys=capsys)
   assert status == AGAIN and f"Stopped after step {step}, saved in" in text
@@ -76,9 +84,8 @@ def test_sigterm_in_a_preview_saves_and_the_preview_is_made_up_for(
   (tmp_path / "samples" / f"{step:07d}.png").unlink()
   status, text = train_main(tmp_path, REQUEUE, capsys=capsys)
   assert status == 0 and "Done: 6 steps" in text and re.search(r"Goodput \d+\.\d% of \d", text)
-  assert picture(tmp_path, step) == picture(undisturbed, step)
-  assert not (tmp_path / "unshown").exists() and (tmp_path / "denoising.png").exists()
-  assert equal(last_state(tmp_path), last_state(undisturbed))
+  assert picture(tmp_path, step)
+  assert not (tmp_path / "unshown").exists() and (tmp_path / "loss.png").exists()
   assert "This run is complete" in train_main(tmp_path, capsys=capsys)[1]
 
 
@@ -98,6 +105,7 @@ def test_only_sigterm_asks_to_be_run_again(number, status, tmp_path, monkeypatch
   assert steps_saved(tmp_path) == [1]
 
 
+@pytest.mark.slow
 def test_a_signal_during_the_last_step_leaves_its_pictures_to_the_next_start(tmp_path, monkeypatch, capsys):
   signal_at(monkeypatch, metrics.Window, "push", lambda self, step, values: step == 6)
   status, text = train_main(tmp_path, REQUEUE, "--config.train.sample_every=0", capsys=capsys)
@@ -136,7 +144,7 @@ def test_an_evaluation_goes_on_with_the_batches_it_had_drawn(tmp_path, monkeypat
   assert saved == [f"{i:08d}.npz" for i in (0, 8)] + ["killed"] + [f"{i:08d}.npz" for i in (16, 24, 32)]
 
 
-def test_the_watchdog_sleeps_while_a_run_shows_and_saves(tmp_path, monkeypatch, undisturbed):
+def test_the_watchdog_sleeps_while_a_run_shows_and_saves(tmp_path, monkeypatch):
   dogs, seen = [], set()
 
   class Known(watchdog.Watchdog):
