@@ -14,19 +14,19 @@ def get_config() -> ConfigDict:
   c.seed = 0  # everything random is a function of (seed, step, example index)
   c.task = "denoise"  # what is learned: see jaxdiff/tasks
 
-  c.data = ConfigDict()
+  c.data = ConfigDict()  # the examples, and how they become batches
   c.data.source = "digits"  # digits | shapes[:<size>] | idx:<dir> | folder:<dir> | tfds:<name or dir>
-  c.data.split = "train"  # or a share of one, as train[:90%]
+  c.data.split = "train"  # of the source, to train on; or a share of one, as train[:90%]
   c.data.heldout = ""  # the split that a classifier is tested on; empty: the training data
   c.data.image_size = 8  # pixels, the side of the square the model sees
   c.data.channels = 1  # 1 gray, 3 RGB
   c.data.resize = "auto"  # auto: shorter side to image_size, then crop | pad: zeros around smaller images
   c.data.random_crop = False  # False crops the centre
-  c.data.random_flip = False  # left-right, half of the examples
+  c.data.random_flip = False  # True mirrors half of the examples left to right
   # what a control branch is steered by, made of each image: canny(low=50.0,high=150.0) | hough(detector=hough) | scribble
-  # | segmentation(colours=6) | depth(near=bright) ; empty: no hints. See docs/hints.md
+  # | segmentation(colours=6) | depth(near=bright); empty: no hints. See docs/hints.md
   c.data.hint = ""
-  # read hints from this folder instead: for <class>/a.jpg of a folder: source, <class>/a.png
+  # read hints from this folder instead: for <class>/a.jpg of a folder source, <class>/a.png
   c.data.hint_maps = ""
   c.data.in_memory = True  # keep decoded images in RAM (small sets)
   c.data.skip_unreadable = False  # True drops files that cannot be decoded, with a warning
@@ -34,60 +34,62 @@ def get_config() -> ConfigDict:
   c.data.threads = 4  # decoding threads
   c.data.prefetch = 16  # batches made ahead
 
-  c.diffusion = ConfigDict()
-  # linear | scaled_linear | cosine_discrete | cosine | sigmoid | rectified_flow | edm
+  c.diffusion = ConfigDict()  # the process, and what the network learns of it: see docs/math.md
+  # how signal and noise change with time: linear | scaled_linear | cosine_discrete | cosine | sigmoid | rectified_flow
+  # | edm
   c.diffusion.schedule = "cosine"
   c.diffusion.shift = 1.0  # times the noise for the same signal, for larger images
   c.diffusion.zero_terminal_snr = False  # bring the schedule's end to pure noise
   # what the network predicts: eps | x | x_and_eps | v | velocity | edm(sigma_data=0.5)
   c.diffusion.parameterization = "v"
-  # uniform_eps | uniform_x | uniform_v | truncated_snr | min_snr(gamma=5) | p2 | edm(sigma_data=0.5) | sigmoid | vlb
+  # of the loss by noise level: uniform_eps | uniform_x | uniform_v | truncated_snr | min_snr(gamma=5) | p2
+  # | edm(sigma_data=0.5) | sigmoid | vlb
   c.diffusion.weighting = "uniform_v"
-  # uniform | uniform_discrete | low_discrepancy | logit_normal(mean=0.0,std=1.0) | edm_log_normal(mean=-1.2,std=1.2)
-  # | clean (classifiers)
+  # how the times of a batch are drawn: uniform | uniform_discrete | low_discrepancy | logit_normal(mean=0.0,std=1.0)
+  # | edm_log_normal(mean=-1.2,std=1.2) | clean (classifiers)
   c.diffusion.time_density = "uniform"
-  c.diffusion.vlb_weight = 0.001  # of the bound, which teaches a learned variance (config.model.learn_sigma)
+  # of the variational bound in the loss, which teaches a learned variance (config.model.learn_sigma)
+  c.diffusion.vlb_weight = 0.001
   c.diffusion.label_dropout = 0.1  # share of examples trained without label, for classifier-free guidance
 
-  c.optim = ConfigDict()
-  c.optim.learning_rate = 1e-4  # peak
-  c.optim.warmup_steps = 0  # updates
-  # constant | cosine | linear (to 0 at the end of the run, or of a round of distillation)
+  c.optim = ConfigDict()  # AdamW, and the average of the parameters
+  c.optim.learning_rate = 1e-4  # its peak
+  c.optim.warmup_steps = 0  # updates in which the rate rises to its peak
+  # of the rate after that: constant | cosine | linear (to 0 at the end of the run, or of a round of distillation)
   c.optim.decay = "constant"
-  c.optim.beta1 = 0.9
-  c.optim.beta2 = 0.999
-  c.optim.epsilon = 1e-8
-  c.optim.weight_decay = 0.0  # matrices and kernels only
-  c.optim.clip_norm = 1.0  # global gradient norm; 0 does not clip
-  # steps whose gradients are not finite, or longer than skip_norm (0: any length), change nothing; more in a row end the run
+  c.optim.beta1 = 0.9  # share of the gradients' mean that an update keeps
+  c.optim.beta2 = 0.999  # share of their squares' mean that it keeps
+  c.optim.epsilon = 1e-8  # added to the root of that, by which the update is divided
+  c.optim.weight_decay = 0.0  # times the rate, each update; matrices and kernels only
+  c.optim.clip_norm = 1.0  # largest norm of all gradients together; 0 does not clip
+  # steps whose gradients are not finite, or longer than this norm (0: any length), change nothing
   c.optim.skip_norm = 0.0
-  c.optim.max_bad_steps = 3
-  c.optim.accumulate_steps = (
-    1  # train steps an update: gradients are averaged (within a step: train.microbatches)
-  )
-  c.optim.ema_decay = 0.9999
+  c.optim.max_bad_steps = 3  # such steps in a row that a run bears; more end it
+  # train steps an update: gradients are averaged (within a step: train.microbatches)
+  c.optim.accumulate_steps = 1
+  c.optim.ema_decay = 0.9999  # share of the averaged parameters that an update keeps
   c.optim.ema_start_step = 0  # updates before the average starts; until then it is a copy
 
-  c.train = ConfigDict()
-  c.train.steps = 100_000
+  c.train = ConfigDict()  # the run
+  c.train.steps = 100_000  # of the whole run
   c.train.batch_size = 128  # images a step, over all devices
-  c.train.microbatches = (
-    1  # parts of a device's share of a batch, one after the other: less memory, the same gradients
-  )
-  c.train.log_every = 50  # steps
+  # parts of a device's share of a batch, one after the other: less memory, the same gradients
+  c.train.microbatches = 1
+  c.train.log_every = 50  # steps between lines of metrics.jsonl
   c.train.sample_every = 1000  # steps between pictures; 0 draws only at the end
-  c.train.checkpoint_every = 1000  # steps
+  c.train.checkpoint_every = 1000  # steps between checkpoints
   c.train.keep_checkpoints = 2  # the newest ones that stay
   c.train.keep_every = 0  # steps; checkpoints divisible by it stay for ever; 0: none
-  # a step that takes so many times the run's median, and at least so many seconds, has hung: exit status 74; 0: never
+  # a step that takes so many times the run's median, and at least stall_seconds, has hung: exit status 74; 0: never
   c.train.stall_factor = 20.0
-  c.train.stall_seconds = 600.0
+  c.train.stall_seconds = 600.0  # seconds that a step may take in any case
 
-  c.parallel = ConfigDict()
-  c.parallel.strategy = "mesh"  # mesh | pmap
+  c.parallel = ConfigDict()  # how a step runs on many devices
+  # mesh: one program over all devices | pmap: one a device, with a copy of the state each
+  c.parallel.strategy = "mesh"
   c.parallel.fsdp = 1  # devices that share one copy of the state (mesh only)
 
-  c.sample = ConfigDict()
+  c.sample = ConfigDict()  # how images are drawn, by --mode sample and while training: see docs/samplers.md
   c.sample.num = 100  # images
   c.sample.labels = ()  # repeated in this order; empty: all classes in turn
   c.sample.guidance = 1.5  # 0: no label; 1: the label, no guidance; above: closer to the label, less varied
@@ -99,13 +101,13 @@ def get_config() -> ConfigDict:
   c.sample.classifier_scale = 1.0  # 0: off; 1: the classifier's gradient as it is; above: closer to the label
   # z: noised images | x: the predicted clean ones | auto: what it was trained on
   c.sample.classifier_sees = "auto"
-  # ddpm(variance=fixed_small) | ddim(eta=0.0) | euler | euler_ancestral(eta=1.0) | heun | dpmpp_1 | dpmpp_2m | dpmpp_3m
-  # | dpmpp_sde_2m | unipc
+  # how noise becomes an image: ddpm(variance=fixed_small) | ddim(eta=0.0) | euler | euler_ancestral(eta=1.0) | heun
+  # | dpmpp_1 | dpmpp_2m | dpmpp_3m | dpmpp_sde_2m | unipc
   c.sample.sampler = "ddim"
-  c.sample.steps = 50
+  c.sample.steps = 50  # of the sampler, from noise to image
   # a student's: it samples in so many steps of ddim on the uniform grid; 0: any number
   c.sample.only_steps = 0
-  # uniform | quadratic | leading | trailing | linspace | karras(rho=7.0) | log_snr
+  # the times that the steps go between: uniform | quadratic | leading | trailing | linspace | karras(rho=7.0) | log_snr
   c.sample.grid = "uniform"
   c.sample.threshold = "clip"  # the predicted image's range: clip | dynamic(percentile=0.995) | none
   c.sample.image = ""  # a file: start from this image instead of from noise
@@ -115,13 +117,13 @@ def get_config() -> ConfigDict:
   # control branches: data[:SPLIT] | an image, or a folder of them, whose hint is made (or a ready one: hint_is_map); one for
   # each branch, with commas between
   c.sample.hint = ""
-  c.sample.hint_is_map = False
+  c.sample.hint_is_map = False  # True: the files of config.sample.hint are hints already
   c.sample.control_scale = (1.0,)  # strength of each branch; 0: the base alone
   c.sample.branches = ""  # workdirs of further control branches of the same base, with commas between
   # no hint without a label, and weaker control of the first layers: for hints without labels
   c.sample.guess = False
   c.sample.batch_size = 100  # images drawn at a time
-  c.sample.seed = 0
+  c.sample.seed = 0  # of the noise: image i is a function of (seed, i)
   c.sample.ema = True  # False draws with the raw parameters
 
   c.eval = ConfigDict()  # --mode evaluate scores images, drawn as config.sample says: see docs/evaluation.md

@@ -24,11 +24,11 @@ def get_config(preset: str = "") -> ConfigDict:
   c = base.get_config()
   c.task = "controlnet"
   c.base = ConfigDict()  # the frozen model that is steered
-  c.base.workdir = "checkpoints/dit_shapes"
+  c.base.workdir = "checkpoints/dit_shapes"  # of its run
   c.base.command = "python -m jaxdiff.main --config configs/dit_cfg.py:shapes"  # what makes it
   c.model = ConfigDict()  # the base's
 
-  c.control = ConfigDict()
+  c.control = ConfigDict()  # the branch that steers it
   c.control.blocks = 3  # of a DiT that are copied, from the first; a UNet's encoder is copied whole
   c.control.label_dropout = 0.5  # share of examples without label, so that the hint is read
   c.control.hint_dropout = 0.0  # share of examples with an empty hint

@@ -19,13 +19,13 @@ def get_config(preset: str = "") -> ConfigDict:
   c = base.get_config()
   c.task = "distill"
   c.teacher = ConfigDict()  # what the first student learns from
-  c.teacher.workdir = "checkpoints/dit_digits"
+  c.teacher.workdir = "checkpoints/dit_digits"  # of its run
   c.teacher.command = "python -m jaxdiff.main --config configs/dit_cfg.py"  # what makes it
   c.model = ConfigDict()  # the teacher's
 
-  c.distill = ConfigDict()
-  c.distill.start_steps = 128  # of the first student; the teacher then takes twice as many
-  c.distill.end_steps = 1
+  c.distill = ConfigDict()  # the rounds, each of which halves the steps
+  c.distill.start_steps = 128  # sampling steps of the first student; the teacher then takes twice as many
+  c.distill.end_steps = 1  # of the last one
   c.distill.updates = 400  # train steps of a round
   c.distill.updates_last = 800  # of the rounds to 2 steps and to 1
   # classifier-free guidance of the first teacher: one scale, built into the students ...

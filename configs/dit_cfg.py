@@ -18,16 +18,16 @@ from jaxdiff.models import dit
 
 def get_config(preset: str = "") -> ConfigDict:
   c = base.get_config()
-  c.model = ConfigDict()
-  c.model.name = "dit"
-  c.model.num_classes = 10
-  c.model.channels = c.data.get_ref("channels")
+  c.model = ConfigDict()  # the network
+  c.model.name = "dit"  # dit | unet; the other keys are its own
+  c.model.num_classes = 10  # labels; 0: unconditional
+  c.model.channels = c.data.get_ref("channels")  # of an image
   c.model.learn_sigma = False  # predict a variance too (2C channels)
-  c.model.patch_size = 2  # pixels
-  c.model.width = 384
+  c.model.patch_size = 2  # pixels, the side of the square that is one token
+  c.model.width = 384  # channels of a token
   c.model.depth = 12  # blocks
-  c.model.heads = 6
-  c.model.mlp_ratio = 4.0
+  c.model.heads = 6  # attention heads; they divide width
+  c.model.mlp_ratio = 4.0  # hidden channels of a block's MLP, in multiples of width
   c.model.qk_norm = False  # normalise queries and keys: steadier in bfloat16
   c.model.scan = False  # one compiled block: compiles faster, trains about 20% slower on CPU
   c.model.remat = False  # recompute activations: less memory, a third more compute

@@ -17,10 +17,10 @@ from jaxdiff.models import unet
 
 def get_config(preset: str = "") -> ConfigDict:
   c = base.get_config()
-  c.model = ConfigDict()
-  c.model.name = "unet"
-  c.model.num_classes = 10  # 0: unconditional
-  c.model.channels = c.data.get_ref("channels")
+  c.model = ConfigDict()  # the network
+  c.model.name = "unet"  # dit | unet; the other keys are its own
+  c.model.num_classes = 10  # labels; 0: unconditional
+  c.model.channels = c.data.get_ref("channels")  # of an image
   c.model.null_class = True  # a label that says "none", which guidance needs
   c.model.learn_sigma = False  # predict a variance too (2C channels)
   c.model.width = 64  # channels at full resolution
@@ -31,7 +31,7 @@ def get_config(preset: str = "") -> ConfigDict:
   c.model.head_channels = 32  # channels of a head
   c.model.scale_shift = True  # condition by scale and shift after the norm; False adds
   c.model.resblock_updown = False  # change resolution inside a residual block; False: by a convolution
-  c.model.dropout = 0.0
+  c.model.dropout = 0.0  # share of a residual block's activations that training drops
   c.model.remat = False  # recompute activations: less memory, a third more compute
   c.model.attention = "auto"  # auto | xla | cudnn (flash attention, NVIDIA GPU, bfloat16)
   c.model.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters stay float32
