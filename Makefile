@@ -44,13 +44,14 @@ endif
 INSTALLED = $(VENV)/.installed-$(ACCELERATOR)
 TESTABLE = $(VENV)/.installed-$(ACCELERATOR)-test
 
-.PHONY: help train sample evaluate test test-all lint format install clean
+.PHONY: help train sample evaluate doctor test test-all lint format install clean
 
 help:
 	@echo 'make train    set up .venv for this machine (CPU, NVIDIA GPU or TPU) and train'
 	@echo '              CONFIG=configs/unet_cfg.py  ARGS="--config.train.steps=500"'
 	@echo 'make sample   draw images with a trained model          WORKDIR=checkpoints/dit_digits'
 	@echo 'make evaluate score a trained model                    WORKDIR=checkpoints/dit_digits'
+	@echo 'make doctor   say what this machine has, how fast it is and what to mend'
 	@echo 'make test     set up, and run the tests, JOBS=2 at once   PYTEST_ARGS="-k samplers"'
 	@echo 'make test-all those too that train or start processes'
 	@echo 'make lint     ruff (lint and format) and mypy'
@@ -68,6 +69,9 @@ sample: $(INSTALLED)
 
 evaluate: $(INSTALLED)
 	$(RUN) --mode evaluate $(if $(WORKDIR),--workdir $(WORKDIR),--config $(CONFIG)) $(ARGS)
+
+doctor: $(INSTALLED)
+	$(RUN) --mode doctor
 
 test: $(TESTABLE)
 	$(PYTEST) -m 'not slow' $(PYTEST_ARGS)

@@ -1,7 +1,7 @@
 """The command line: python -m jaxdiff.main --config configs/dit_cfg.py[:preset] [--config.key=value ...].
 
-Modes: train (default), sample, evaluate, prepare, export.  A mistake of the user's is answered by one line and exit status 2;
-STATUSES lists the others.
+Modes: train (default), sample, evaluate, prepare, export, doctor.  A mistake of the user's is answered by one line and exit
+status 2; STATUSES lists the others.
 """
 
 from __future__ import annotations
@@ -96,12 +96,20 @@ def _export(config: Any, workdir: Path, flags: argparse.Namespace) -> None:
   runs.export(config, workdir)
 
 
+def _doctor(config: Any, workdir: Path, flags: argparse.Namespace) -> int:
+  del config, workdir, flags
+  from jaxdiff import doctor
+
+  return doctor.run()
+
+
 MODES: dict[str, Callable[[Any, Path, argparse.Namespace], int]] = {
   "train": _train,
   "sample": _stoppable(_sample),
   "evaluate": _stoppable(_evaluate),
   "prepare": _stoppable(_prepare),
   "export": _stoppable(_export),
+  "doctor": _doctor,
 }
 
 STATUSES = """
@@ -110,11 +118,12 @@ exit status:
   2    a mistake of the user's, told in one line: config, data, disk, a loss that is not finite
   74   a step hung (config.train.stall_factor, stall_seconds): the same command goes on from the last checkpoint
   130  stopped at once, by Ctrl-C; of a run that trains, by a second one
-  1    a mistake of the program's, with a traceback
+  1    a mistake of the program's, with a traceback; of doctor: training cannot work here
 """
 
 
 OF_A_RUN = ("sample", "evaluate", "export")  # modes that work on what a run has left
+OF_THE_MACHINE = ("doctor",)  # modes that need no config
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -132,7 +141,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   )
   parser.add_argument("--workdir", metavar="DIR", help="where results lie; default checkpoints/<config name>")
   parser.add_argument(
-    "--mode", default="train", help="train (default) | sample | evaluate | prepare | export"
+    "--mode", default="train", help="train (default) | sample | evaluate | prepare | export | doctor"
   )
   parser.add_argument(
     "--allow_config_change", action="store_true", help="go on with a run although its config has changed"
@@ -154,6 +163,12 @@ def _resolve(flags: argparse.Namespace) -> tuple[Any, Path]:
 
   Training reads the config file; what is done with a trained model reads the config that the workdir keeps.
   """
+  if flags.mode in OF_THE_MACHINE:
+    if unused := [*filter(None, (flags.config, flags.workdir)), *flags.overrides]:
+      raise UserError(
+        f"--mode {flags.mode} looks at the machine and takes no other arguments, not {unused[0]!r}."
+      )
+    return None, Path()
   if flags.config:
     config = configuration.load(flags.config)
     workdir = Path(flags.workdir or Path("checkpoints") / config.name)

@@ -40,6 +40,7 @@ LAYERS = {
     "draw",
     "steering",
     "control",
+    "doctor",
     "fidelity",
     "classifiers",
     "runs",
