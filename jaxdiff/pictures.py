@@ -85,11 +85,42 @@ def film_strip(
   return _sheet(tiles, len(shown), scale, over_rows=names, over_columns=captions)
 
 
+def below(*sheets: np.ndarray) -> np.ndarray:
+  """Pictures u8[H,W,3] of any sizes one below the other, on paper.  Returns u8[H',W',3]."""
+  width = max(sheet.shape[1] for sheet in sheets)
+  padded = [
+    np.pad(sheet, ((0, 0), (0, width - sheet.shape[1]), (0, 0)), constant_values=PAPER[0]) for sheet in sheets
+  ]
+  return np.concatenate(padded)
+
+
+def drawing(size: int, strokes: Sequence[Sequence[tuple[float, float]]], width: float = 0.03) -> np.ndarray:
+  """White strokes on black, as a control branch for scribbles reads them.
+
+  strokes: lines through points (x, y), shares of the side from the upper left corner; width: likewise.
+  Returns u8[size,size,1].
+  """
+  from PIL import Image, ImageDraw
+
+  fine = 8 * size  # drawn larger and shrunk, so that strokes have smooth edges
+  sheet = Image.new("L", (fine, fine))
+  draw = ImageDraw.Draw(sheet)
+  for stroke in strokes:
+    points = [(x * fine, y * fine) for x, y in stroke]
+    draw.line(points, fill=255, width=max(8, round(width * fine)), joint="curve")
+  return np.asarray(sheet.resize((size, size), Image.Resampling.BOX))[..., None]
+
+
 def save_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
-  """Writes a u8[H,W,3] or u8[H,W] picture, whole or not at all."""
+  """Writes a u8[H,W,3], u8[H,W,1] or u8[H,W] picture, whole or not at all."""
   from PIL import Image
 
-  write_atomically(path, lambda file: Image.fromarray(np.asarray(image)).save(file, format="PNG"))
+  write_atomically(path, lambda file: Image.fromarray(_for_pil(image)).save(file, format="PNG"))
+
+
+def _for_pil(image: np.ndarray) -> np.ndarray:
+  image = np.asarray(image)
+  return image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
 
 
 def save_npz(path: str | os.PathLike[str], images: np.ndarray, labels: Sequence[int] | np.ndarray) -> None:

@@ -107,6 +107,68 @@ def figures(
     write_atomically(out_png, lambda file: figure.savefig(file, format="png"))
 
 
+def curves(
+  x: np.ndarray | Sequence[float],
+  panels: Mapping[str, Mapping[str, np.ndarray | Sequence[float]]],
+  x_label: str,
+  log: str = "",
+) -> np.ndarray:
+  """Draws lines over x, a panel for each name of the y axis, a line for each name in it; `log` says which axes are: x, y, xy.
+
+  Returns the picture, u8[H,W,3].
+  """
+  import matplotlib
+  from matplotlib.figure import Figure
+
+  with matplotlib.rc_context(_STYLE):
+    figure = Figure(figsize=(4.6 * len(panels), 3.6), dpi=100, layout="constrained")
+    for place, (y_label, lines) in zip(
+      figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+      for name, y in lines.items():
+        place.plot(x, y, label=name, linewidth=1.5, marker="o" if len(x) < 12 else None, markersize=4)
+      place.set(xlabel=x_label, ylabel=y_label)
+      if "x" in log:
+        place.set_xscale("log")
+        place.set_xticks(x, [f"{value:g}" for value in x])
+        place.minorticks_off()
+      if "y" in log:
+        place.set_yscale("log")
+      if len(lines) > 1:
+        place.legend(frameon=True, framealpha=0.9, edgecolor="none")
+    return _picture(figure)
+
+
+def paths(
+  ways: Mapping[str, np.ndarray], points: np.ndarray, labels: np.ndarray, reach: float = 2.0
+) -> np.ndarray:
+  """Draws ways through the plane, a panel for each name, over the points that they should lead to, coloured by label.
+
+  Shapes: ways: f[T,N,2] each, from start to end; points: f[M,2]; labels: i[M].  Returns the picture, u8[H,W,3].
+  """
+  import matplotlib
+  from matplotlib.figure import Figure
+
+  with matplotlib.rc_context(_STYLE):
+    figure = Figure(figsize=(3.4 * len(ways), 3.6), dpi=100, layout="constrained")
+    for place, (name, way) in zip(figure.subplots(1, len(ways), squeeze=False)[0], ways.items(), strict=True):
+      for label in np.unique(labels):
+        of_label = points[labels == label]
+        place.scatter(*of_label.T, s=4, alpha=0.35, color=_COLORS[label % len(_COLORS)], linewidths=0)
+      place.plot(way[..., 0], way[..., 1], color="#555555", linewidth=0.6, alpha=0.7)
+      place.scatter(*way[-1].T, s=14, color="black", zorder=3)
+      place.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=name)
+    return _picture(figure)
+
+
+def _picture(figure: Any) -> np.ndarray:
+  from PIL import Image
+
+  drawn = io.BytesIO()
+  figure.savefig(drawn, format="png")
+  return np.asarray(Image.open(drawn).convert("RGB"))
+
+
 def _against(place: Any, both: Sequence[tuple[float, float, float]], axis: str) -> None:
   """Accuracy against distance, the setting's value beside each point."""
   _, distance, accuracy = zip(*both, strict=True)

@@ -33,7 +33,7 @@ LAYERS = {
     "goodput",
     "watchdog",
   },
-  2: {"tasks", "train_step", "summary", "weights", "onnx_model", "exported"},
+  2: {"tasks", "train_step", "summary", "weights", "onnx_model", "exported", "toy", "explain"},
   3: {
     "train",
     "sample",
@@ -50,7 +50,7 @@ LAYERS = {
     "accuracy",
     "evaluation",
   },
-  4: {"main"},
+  4: {"main", "notebook"},
 }
 LAYER_OF = {group: layer for layer, groups in LAYERS.items() for group in groups}
 
