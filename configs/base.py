@@ -83,6 +83,11 @@ def get_config() -> ConfigDict:
   c.train.stall_factor = 20.0
   c.train.stall_seconds = 600.0
 
+  c.profile = ConfigDict()  # a trace for TensorBoard or Perfetto: see docs/PERFORMANCE.md
+  c.profile.steps = 0  # train steps that are recorded; 0: none
+  c.profile.after = 10  # steps that are taken before, to warm up
+  c.profile.folder = ""  # empty: profile/ in the workdir
+
   c.parallel = ConfigDict()
   c.parallel.strategy = "mesh"  # mesh | pmap
   c.parallel.fsdp = 1  # devices that share one copy of the state (mesh only)
