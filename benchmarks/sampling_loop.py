@@ -5,7 +5,7 @@ python -m benchmarks.sampling_loop [--steps 50] [--repeats 15] [--quick]     (pi
 The digits DiT at batch sizes 1 and 16, float32, on this machine's CPU.  All three solve the same problem: the same
 parameters, start noise and labels, the discrete cosine table with trailing steps, v-prediction, guidance by one doubled
 batch; that they draw the same images is checked.  Each runs in a process of its own with its default threads, and they take
-turns, with a pause between, as in benchmarks.speed.  Ratios are a loop's time over that of ours in the same round, so above 1
+turns, with a pause between, as in benchmarks.run.  Ratios are a loop's time over that of ours in the same round, so above 1
 ours is faster; medians with the quartiles of the rounds.
 """
 
@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.speed import DIGITS, PAUSE, TINY, WARMUP, ratios
+from benchmarks.suite.cases import DIGITS, TINY
+from benchmarks.suite.measure import PAUSE, WARMUP, ratios
 
 MODEL: dict[str, Any] = DIGITS | TINY
 SIDE, SCALE = 8, 2.0

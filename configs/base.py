@@ -84,6 +84,11 @@ def get_config() -> ConfigDict:
   c.train.stall_factor = 20.0
   c.train.stall_seconds = 600.0  # seconds that a step may take in any case
 
+  c.profile = ConfigDict()  # a trace for TensorBoard or Perfetto: see docs/PERFORMANCE.md
+  c.profile.steps = 0  # train steps that are recorded; 0: none
+  c.profile.after = 10  # steps that are taken before, to warm up
+  c.profile.folder = ""  # where the trace lies; empty: profile/ in the workdir
+
   c.parallel = ConfigDict()  # how a step runs on many devices
   # mesh: one program over all devices | pmap: one a device, with a copy of the state each
   c.parallel.strategy = "mesh"

@@ -136,7 +136,8 @@ def latest_run(manager: Manager) -> dict[str, Any] | None:
 def check_same_run(manager: Manager, run: dict[str, Any], allow_change: bool) -> None:
   """Raises UserError when the newest checkpoint was made with another config or other data, naming what differs.
 
-  config.sample, config.eval and config.export may differ: they say what is done with a trained model.  With allow_change a difference is only told.
+  config.sample, config.eval, config.export and config.profile may differ: they say nothing of what is trained.
+  With allow_change a difference is only told.
   """
   saved = latest_run(manager)
   if saved is None:

@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 from jaxdiff.calls import TYPE_NAMES, build, parse_call  # noqa: F401 - as configuration.build to its callers
 from jaxdiff.errors import UserError
 
-AFTERWARDS = ("sample", "eval", "export")  # the sections that say what is done with a trained model
+# The sections that say nothing of what is trained: what is done with a trained model, what is recorded on the way.
+AFTERWARDS = ("sample", "eval", "export", "profile")
 BASE = Path(__file__).resolve().parent.parent / "configs" / "base.py"
 
 

@@ -28,6 +28,7 @@ from jaxdiff import (
   parallel,
   plots,
   previews,
+  profiling,
   reporting,
   signals,
   starts,
@@ -115,6 +116,7 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> sign
     if _stops_early(stop):
       return stop.signal
     number, was_shown = start, True
+    step = stack.enter_context(profiling.traced(step, config.profile, workdir, start))
     for number in range(start + 1, t.steps + 1):
       state, measured = step(state, batch)
       window.push(number, measured)

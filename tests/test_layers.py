@@ -32,6 +32,7 @@ LAYERS = {
     "locks",
     "goodput",
     "watchdog",
+    "profiling",
   },
   2: {"tasks", "train_step", "summary", "weights", "onnx_model", "exported", "toy", "explain"},
   3: {

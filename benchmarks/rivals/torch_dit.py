@@ -34,7 +34,8 @@ class Embedding(nn.Module):
     self.label = nn.Embedding(num_classes + 1, dim) if num_classes else None
 
   def forward(self, t: Tensor, label: Tensor) -> Tensor:
-    c = self.time_out(F.silu(self.time_in(frequencies(t, self.frequency_dim))))
+    waves = frequencies(t, self.frequency_dim).to(self.time_in.weight.dtype)
+    c = self.time_out(F.silu(self.time_in(waves)))
     if self.label is None:
       return c
     return c + self.label(torch.where(label < 0, self.num_classes, label))

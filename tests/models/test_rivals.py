@@ -1,4 +1,4 @@
-"""The networks that benchmarks/speed.py measures against are the same networks: same parameters, same output."""
+"""The networks that benchmarks.run measures against are the same networks: same parameters, same output."""
 
 from __future__ import annotations
 

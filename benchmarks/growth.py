@@ -1,0 +1,141 @@
+"""How a train step grows: its time with the tokens of an image and with the batch, its memory with the network's depth.
+
+python -m benchmarks.growth [--quick] [--out growth] [--width 384] [--tokens 64,256,1024,4096] [--batches 1,2,4,8,16]
+
+Writes growth.json and growth.png there.  A DiT's real train step on this machine's first device, one axis at a time; the fastest
+of a few steps.  Memory is what the compiler plans for the step (state, batch and what it keeps between), so that no depth has to
+fit; with config.model.remat blocks are computed again in the backward pass.  FLOPs are those of the formula in
+benchmarks/suite/flops.py: where time grows faster than they do, the device does worse, and where it grows slower, better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.suite import flops, wheels
+from benchmarks.suite.cases import LATENTS, Case
+
+PATCH = 2  # pixels, so that 4 tokens are an image of 4x4
+PLANS = {"kept": "model.remat=False", "computed again": "model.remat=True"}
+Point = dict[str, float]
+
+
+def case(width: int, depth: int, tokens: int, batch_size: int, *changes: str) -> Case:
+  """A train step of a DiT that works on so many tokens an image."""
+  side = round(tokens**0.5)
+  if side**2 != tokens:
+    raise SystemExit(f"{tokens} tokens are no square. Use 64, 256, 1024 or 4096.")
+  model = LATENTS | {"patch_size": PATCH, "width": width, "depth": depth, "heads": max(1, width // 64)}
+  return Case("train", model, PATCH * side, batch_size, changes=changes)
+
+
+def timed(what: Case, steps: int) -> Point:
+  """Seconds and FLOPs of a step."""
+  from benchmarks.suite import ours
+
+  runner = ours.train(what)
+  seconds = []
+  for _ in range(1 + steps):
+    start = time.perf_counter()
+    runner.run()
+    seconds.append(time.perf_counter() - start)
+  return {"seconds": min(seconds[1:]), "flops": flops.of_step(what)}
+
+
+def planned(what: Case) -> Point:
+  """Bytes that the compiler plans for a step."""
+  from benchmarks.suite import ours
+
+  _, facts = ours.compiled(lambda: ours.lowered(what))
+  return {"bytes": facts["planned_bytes"]}
+
+
+def measure(flags: argparse.Namespace) -> dict[str, Any]:
+  """Each curve as {x: point}."""
+  width, depth, steps = flags.width, flags.depth, 1 if flags.quick else 5
+  tokens, batches, depths = numbers(flags.tokens), numbers(flags.batches), numbers(flags.depths)
+  return {
+    "tokens": {n: timed(case(width, depth, n, 1), steps) for n in tokens},
+    "batch": {n: timed(case(width, depth, tokens[0], n), steps) for n in batches},
+    "depth": {
+      name: {n: planned(case(width, n, tokens[-1], 1, change)) for n in depths}
+      for name, change in PLANS.items()
+    },
+  }
+
+
+def numbers(text: str) -> list[int]:
+  return [int(part) for part in text.split(",")]
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+  """Three panels: time against tokens and batch, with the line on which it grows as the FLOPs; memory against depth."""
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(12, 3.6), layout="constrained")
+  panels: Sequence[Any] = figure.subplots(1, 3)
+  for panel, axis, label in zip(
+    panels, ("tokens", "batch"), ("tokens an image", "images a batch"), strict=False
+  ):
+    curve = found[axis]
+    first = next(iter(curve.values()))
+    xs = [int(n) for n in curve]
+    panel.loglog(xs, [point["seconds"] for point in curve.values()], "o-", label="measured")
+    asked = [first["seconds"] * point["flops"] / first["flops"] for point in curve.values()]
+    panel.loglog(xs, asked, ":", color="gray", label="as the FLOPs grow")
+    panel.set(xlabel=label, ylabel="seconds a step")
+  for name, curve in found["depth"].items():
+    panels[2].plot(
+      [int(n) for n in curve], [point["bytes"] / 2**20 for point in curve.values()], "o-", label=name
+    )
+  panels[2].set(xlabel="blocks", ylabel="MiB a step", ylim=(0, None))
+  for panel in panels:
+    panel.legend()
+    panel.grid(alpha=0.3)
+  figure.savefig(path, dpi=110)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  flags = parse(arguments)
+  if lacking := wheels.missing((*wheels.ALWAYS, "matplotlib")):
+    raise SystemExit(f"not here: {', '.join(lacking)}.")
+  wheels.stand_in()
+  from jaxdiff import platform
+
+  platform.configure()
+  found = measure(flags)
+  flags.out.mkdir(parents=True, exist_ok=True)
+  (flags.out / "growth.json").write_text(json.dumps(found, indent=1) + "\n")
+  plot(found, flags.out / "growth.png")
+  for axis in ("tokens", "batch"):
+    for n, point in found[axis].items():
+      print(
+        f"{axis} {n}: {1000 * point['seconds']:.1f} ms, {point['flops'] / point['seconds'] / 1e9:,.1f} GFLOP/s"
+      )
+  for name, curve in found["depth"].items():
+    print(
+      f"{name}: " + ", ".join(f"{n} blocks {point['bytes'] / 2**20:,.0f} MiB" for n, point in curve.items())
+    )
+  return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--out", type=Path, default=Path("growth"), help="folder")
+  parser.add_argument("--width", type=int, default=384)
+  parser.add_argument("--depth", type=int, default=4, help="blocks, where time is measured")
+  parser.add_argument("--tokens", default="64,256,1024,4096", help="of an image, at batch 1")
+  parser.add_argument("--batches", default="1,2,4,8,16,32", help="at the first number of tokens")
+  parser.add_argument("--depths", default="2,4,8,12", help="at the last number of tokens, batch 1")
+  parser.add_argument("--quick", action="store_true", help="one step each")
+  return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

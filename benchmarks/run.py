@@ -1,0 +1,114 @@
+"""Everything that is timed, with its rivals, in one run: see docs/PERFORMANCE.md for how to read it.
+
+python -m benchmarks.run --suite cpu [--only NAME ...] [--rounds N] [--quick]      (pip install -r requirements-torch.txt)
+python -m benchmarks.run --suite gpu
+python -m benchmarks.run --suite gpu --only dit_xl2_train --set model.attention=cudnn       (ours with another config)
+python -m benchmarks.run --suite cpu --list
+
+Writes benchmarks/results/<device>.json and the suite's table in docs/PERFORMANCE.md; with --quick or --set it only prints.
+What is missing here (a wheel, a rival, a device's memory) is told in a line and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import Any
+
+from benchmarks.suite import measure, report, wheels
+from benchmarks.suite.cases import SUITES, Case
+
+
+def main() -> int:
+  flags = parse()
+  cases: dict[str, Case] = SUITES[flags.suite]
+  unknown = [name for name in flags.only or () if name not in cases]
+  if unknown:
+    raise SystemExit(f"no case {unknown[0]!r} in the suite {flags.suite}. Known: {', '.join(cases)}.")
+  if flags.worker:
+    return work(cases[flags.only[0]]._replace(changes=tuple(flags.set)), flags.worker)
+  if flags.list:
+    print("\n".join(cases))
+    return 0
+  chosen = runnable({name: cases[name] for name in flags.only or cases})
+  stay = flags.suite == "cpu"
+  rounds = 2 if flags.quick else max(2, flags.rounds or (7 if stay else 3))
+  plan = measure.Plan(flags.suite, rounds, stay, tuple(flags.set))
+  print(f"load of the machine before: {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores", flush=True)
+  print("\n".join(report.head()), flush=True)
+  command = f"python -m benchmarks.run --suite {flags.suite}"
+  failed = False
+  for name, case in chosen.items():
+    measured = measure.take_turns(plan, name)
+    if measure.OURS not in measured.facts:
+      print(f"{name}: jaxdiff does not run here: {measured.absent[measure.OURS]}", flush=True)
+      failed = True
+      continue
+    found = {name: report.summary(case, measured)}
+    print(
+      "\n".join([report.row(name, found[name]), *report.remarks(name, found[name], case, found)]), flush=True
+    )
+    if not (flags.quick or flags.set):
+      path = report.write(flags.suite, measured.facts[measure.OURS]["device"], found, command)
+      report.put_into_page(flags.suite, report.table(json.loads(path.read_text()), cases))
+  return int(failed)
+
+
+def runnable(cases: dict[str, Case]) -> dict[str, Case]:
+  """Those whose wheels are here; of the others it is told what they lack."""
+  if lacking := wheels.missing(wheels.ALWAYS):
+    raise SystemExit(f"not here, and nothing runs without: {', '.join(lacking)}.")
+  if lacking := wheels.missing():
+    print(f"wheels that are not here: {', '.join(lacking)}")
+  kept = {}
+  for name, case in cases.items():
+    if lacking := wheels.missing(case.needs):
+      print(f"{name}: left out, it needs {', '.join(lacking)}")
+    else:
+      kept[name] = case
+  return kept
+
+
+def work(case: Case, contestant: str) -> int:
+  """A worker: what it says goes where its standard output went, and nothing else does."""
+  out = os.fdopen(os.dup(1), "w")
+  os.dup2(2, 1)
+  runner = contest(case, contestant)
+  measure.serve(runner, case.runs, out)
+  return 0
+
+
+def contest(case: Case, contestant: str) -> Any:
+  """The Runner of a contestant, in this process."""
+  wheels.stand_in()
+  if contestant not in (measure.OURS, "bare step"):
+    from benchmarks.suite import rivals
+
+    return rivals.make(case, contestant)
+  from jaxdiff import platform
+
+  platform.configure()
+  from benchmarks.suite import ours
+
+  runner = ours.make(case) if contestant == measure.OURS else ours.bare_step(case)
+  return runner._replace(facts=runner.facts | {"device": report.device()})
+
+
+def parse() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--suite", choices=SUITES, required=True)
+  parser.add_argument("--only", action="append", metavar="NAME", help="only this case (may be repeated)")
+  parser.add_argument("--rounds", type=int, help="by default 7, on a GPU 3 of 5 measurements each")
+  parser.add_argument("--quick", action="store_true", help="2 rounds, and nothing is written")
+  parser.add_argument(
+    "--set", action="append", default=[], metavar="KEY=VALUE", help="of our config, as model.remat=True"
+  )
+  parser.add_argument("--list", action="store_true", help="the names of the suite's cases")
+  parser.add_argument("--worker", help=argparse.SUPPRESS)
+  return parser.parse_args()
+
+
+if __name__ == "__main__":
+  sys.exit(main())

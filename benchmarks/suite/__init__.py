@@ -1,0 +1,1 @@
+"""What `python -m benchmarks.run` measures, and how: see docs/PERFORMANCE.md."""

@@ -1,0 +1,304 @@
+"""jaxdiff's side: the project's own train step, sampler, data, loop and checkpoints, each as a Runner.
+
+Where ml_collections is missing, wheels.stand_in comes before the import of this module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks.suite import flops
+from benchmarks.suite.cases import Case
+from benchmarks.suite.runner import Runner, resident_memory, scratch
+from configs import base, controlnet_cfg, distill_cfg
+from jaxdiff import configuration, optim, parallel, tasks
+from jaxdiff.diffusion import guidance, samplers, schedules
+from jaxdiff.train_step import make_train_step
+from jaxdiff.types import Cond
+
+GUIDANCE = 2.0
+LOG_EVERY = 50  # steps, as runs log
+MATMULS = {"cpu": ((1024, 1), (2048, 1)), "gpu": ((4096, 20), (8192, 20))}  # (size, how many in a row)
+PICTURES, PICTURE_SIZE, BATCHES = 512, 80, 24  # of the folder that is read; how many batches in a row
+
+
+def make(case: Case) -> Runner:
+  """The case, done by jaxdiff."""
+  return MAKERS[case.kind](case)
+
+
+def config(case: Case) -> Any:
+  """The config of a case: that of its task, with its network and sizes."""
+  configs = {"control": controlnet_cfg.get_config, "distill": distill_cfg.get_config}
+  c = configs.get(case.kind, base.get_config)()
+  c.model = ConfigDict(case.model | {"dtype": case.dtype, "attention": "auto", "remat": False})
+  c.data.image_size, c.data.channels = case.image_size, case.model["channels"]
+  c.train.batch_size, c.train.steps = case.batch_size, case.steps or 1000
+  if case.kind == "control":
+    c.control.blocks = case.blocks
+  if case.kind == "distill":
+    c.train.steps = sum(tasks.stages(c))
+  configuration.override(c, [f"--config.{change}" for change in case.changes])
+  return c
+
+
+def host_batch(case: Case, c: Any) -> dict[str, np.ndarray]:
+  """A batch as the data pipeline gives it, of noise."""
+  rng = np.random.default_rng(0)
+  batch = {
+    "image": rng.integers(0, 256, case.shape, np.uint8),
+    "label": np.arange(case.batch_size, dtype=np.int32) % max(1, case.model["num_classes"]),
+    "index": np.arange(case.batch_size, dtype=np.uint32),
+  }
+  if c.data.hint:
+    batch["hint"] = rng.integers(0, 2, (*case.shape[:3], 1), np.uint8) * np.uint8(255)
+  return batch
+
+
+def one_device(case: Case, c: Any) -> parallel.Strategy:
+  return parallel.mesh(c.parallel, case.batch_size, jax.devices()[:1])
+
+
+def compiled_step(case: Case) -> tuple[Callable[..., Any], Any, Any, dict[str, Any]]:
+  """(the compiled train step, state, batch, facts), as train.py makes them."""
+  c = config(case)
+  tx = optim.make_optimizer(c.optim, *tasks.stages(c))
+  task, strategy = tasks.make(c, tx), one_device(case, c)
+  state = strategy.init(functools.partial(tasks.initial_state, c, task))
+  batch = strategy.place_batch(host_batch(case, c))
+  step, facts = compiled(lambda: strategy.lower(make_train_step(task, tx), state, batch))
+  return step, state, batch, facts | {"parameters": size(state.params)}
+
+
+def lowered(case: Case) -> jax.stages.Lowered:
+  """What the compiler is given of a case's computation, from shapes alone."""
+  c = config(case)
+  tx = optim.make_optimizer(c.optim, *tasks.stages(c))
+  task, batch = tasks.make(c, tx), host_batch(case, c)
+  state = jax.eval_shape(functools.partial(tasks.initial_state, c, task))
+  if case.kind == "sample":
+    return drawing(case, task).lower(state.params, 2, batch["label"])
+  return one_device(case, c).lower(make_train_step(task, tx), state, batch)
+
+
+def drawing(case: Case, task: Any) -> Any:
+  """The jitted function (params, seed, label) -> images: DDIM with classifier-free guidance."""
+  times = samplers.time_grid(case.steps)
+
+  @jax.jit
+  def draw(params: Any, seed: int, label: Any) -> Any:
+    key = jax.random.key(seed)
+    z = jax.random.normal(key, case.shape)
+    guided = guidance.classifier_free(task.denoiser(params, None), GUIDANCE)
+    return samplers.sample(samplers.ddim(), schedules.cosine(), guided, key, z, times, Cond(label))
+
+  return draw
+
+
+def compiled(lower: Callable[[], jax.stages.Lowered]) -> tuple[Any, dict[str, Any]]:
+  """(what a program compiles to, facts): the seconds that took, FLOPs and bytes by the compiler's account."""
+  start = time.perf_counter()
+  given = lower()
+  program = given.compile()
+  facts: dict[str, Any] = {"compile_s": time.perf_counter() - start}
+  facts |= {"flops_lowered": flops.counted(given), "flops_compiled": flops.counted(program)}
+  with contextlib.suppress(NotImplementedError, RuntimeError, AttributeError):
+    plan = program.memory_analysis()
+    facts["planned_bytes"] = (
+      plan.temp_size_in_bytes
+      + plan.argument_size_in_bytes
+      + plan.output_size_in_bytes
+      - plan.alias_size_in_bytes
+    )
+  return program, facts
+
+
+def train(case: Case) -> Runner:
+  """Forward, backward, clipping, AdamW and EMA: the step that every run takes."""
+  step, state, batch, facts = compiled_step(case)
+
+  def run() -> dict[str, float]:
+    nonlocal state
+    state, metrics = step(state, batch)
+    jax.block_until_ready((state, metrics))
+    return {}
+
+  return Runner(run, facts, peak_memory, functools.partial(matmul_rate, case.dtype))
+
+
+def sample(case: Case) -> Runner:
+  """Noise to images, as one program."""
+  c = config(case)
+  task = tasks.make(c, optim.make_optimizer(c.optim, c.train.steps))
+  # Parameters alone: optimizer and average would count as memory.
+  params = one_device(case, c).init(lambda: tasks.initial_state(c, task).params)
+  label = jnp.asarray(host_batch(case, c)["label"])
+  program, facts = compiled(lambda: drawing(case, task).lower(params, 2, label))
+
+  def run() -> dict[str, float]:
+    program(params, 2, label).block_until_ready()
+    return {}
+
+  facts["parameters"] = size(params)
+  return Runner(run, facts, peak_memory, functools.partial(matmul_rate, case.dtype))
+
+
+def data(case: Case) -> Runner:
+  """JPEG files to batches with Canny hints: decode, resize, random crop and flip, edges; host alone."""
+  from jaxdiff import data as pipeline
+
+  folder, c = scratch(), base.get_config()
+  write_pictures(folder)
+  c.data.source, c.data.hint, c.data.in_memory = f"folder:{folder}", "canny", False
+  c.data.image_size, c.data.channels = case.image_size, case.model["channels"]
+  c.data.random_crop = c.data.random_flip = True
+  source = pipeline.load(c.data.source, c.data.split, skip_unreadable=False)
+
+  def run() -> dict[str, float]:
+    # A stream of its own each time: one that goes on has read ahead while nobody asked.
+    batches = pipeline.stream(source, c.data, batch_size=case.batch_size, seed=0)
+    start = time.perf_counter()
+    for _ in range(BATCHES):
+      next(batches)
+    seconds = time.perf_counter() - start
+    batches.close()
+    return {"seconds": seconds / BATCHES}
+
+  return Runner(run, {"threads": c.data.threads}, resident_memory, None)
+
+
+def write_pictures(folder: Path) -> None:
+  """A folder of scenes as JPEG files, two classes."""
+  import cv2
+
+  from jaxdiff import data as pipeline
+
+  source = pipeline.load(f"shapes:{PICTURE_SIZE}", "train", skip_unreadable=False)
+  examples = source.take(np.arange(PICTURES))
+  for i, example in enumerate(examples):
+    path = folder / str(i % 2) / f"{i}.jpg"
+    path.parent.mkdir(exist_ok=True)
+    cv2.imwrite(str(path), example["image"][..., ::-1])
+
+
+def loop(case: Case) -> Runner:
+  """Seconds of a step inside `main`, with data, metrics and logs: of the log's lines after the first.
+
+  What a run does beside its steps (start, compiling, pictures, saving) does not count, as in the log's images/s.
+  """
+  from jaxdiff import train as trainer
+
+  if not jax.config.jax_compilation_cache_dir:  # as `main` has one
+    jax.config.update("jax_compilation_cache_dir", str(scratch()))
+  c = config(case)
+  c.data.source = "digits"
+  c.train.log_every = min(LOG_EVERY, max(1, case.steps // 3))
+  c.train.sample_every, c.train.checkpoint_every = 0, 10**9
+  c.sample.num, c.sample.batch_size, c.sample.steps = 4, 4, 1
+  c.parallel.fsdp = 1
+
+  def run() -> dict[str, float]:
+    with tempfile.TemporaryDirectory(prefix="jaxdiff-suite-") as folder:
+      trainer.train(c, Path(folder))
+      rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    rates = [row["images_per_s"] for row in rows if "images_per_s" in row]
+    return {"seconds": case.batch_size / statistics.median(rates[1:] or rates)}
+
+  return Runner(run, {}, peak_memory, None, warmup=1)
+
+
+def bare_step(case: Case) -> Runner:
+  """As many of the same steps as `loop` logs at a time, on one batch that lies on the device, and nothing else."""
+  step, state, batch, facts = compiled_step(case)
+  number = min(LOG_EVERY, max(1, case.steps // 3))
+
+  def run() -> dict[str, float]:
+    nonlocal state
+    start = time.perf_counter()
+    for _ in range(number):
+      state, metrics = step(state, batch)
+    jax.block_until_ready((state, metrics))
+    return {"seconds": (time.perf_counter() - start) / number}
+
+  return Runner(run, facts, peak_memory, None)
+
+
+def checkpoint(case: Case) -> Runner:
+  """A train state saved with its sums: seconds until it is on disk, and those for which the loop waits."""
+  from jaxdiff import checkpoints
+
+  c = config(case)
+  task = tasks.make(c, optim.make_optimizer(c.optim, c.train.steps))
+  state = one_device(case, c).init(functools.partial(tasks.initial_state, c, task))
+  manager = checkpoints.open_manager(scratch())
+  numbers: Iterator[int] = itertools.count(1)
+
+  def run() -> dict[str, float]:
+    start = time.perf_counter()
+    checkpoints.save(manager, next(numbers), state, {})
+    blocked = time.perf_counter() - start
+    checkpoints.finish(manager)
+    return {"seconds": time.perf_counter() - start, "loop_waits": blocked}
+
+  held = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)))
+  return Runner(run, {"parameters": size(state.params), "bytes": held}, peak_memory, None)
+
+
+MAKERS: dict[str, Callable[[Case], Runner]] = {
+  "train": train,
+  "control": train,
+  "distill": train,
+  "sample": sample,
+  "data": data,
+  "loop": loop,
+  "checkpoint": checkpoint,
+}
+
+
+def size(params: Any) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def peak_memory() -> int:
+  """The most bytes in use: on the device where it tells, else of this process."""
+  stats = jax.devices()[0].memory_stats() or {}
+  return int(stats["peak_bytes_in_use"]) if "peak_bytes_in_use" in stats else resident_memory()
+
+
+@functools.cache
+def _matmul(dtype: str, side: int) -> tuple[Callable[..., jax.Array], jax.Array]:
+  a = jax.random.normal(jax.random.key(0), (side, side)).astype(dtype)
+  return jax.jit(jnp.matmul).lower(a, a).compile(), a
+
+
+def matmul_rate(dtype: str) -> float:
+  """FLOP/s of the fastest of a few products of square matrices: what a step's rate is held against."""
+  sizes = MATMULS.get(jax.default_backend(), MATMULS["gpu"])
+  return max(_rate(dtype, side, number) for side, number in sizes)
+
+
+def _rate(dtype: str, side: int, number: int, tries: int = 3) -> float:
+  product, a = _matmul(dtype, side)
+  product(a, a).block_until_ready()
+  seconds = []
+  for _ in range(tries):
+    start = time.perf_counter()
+    for _ in range(number):
+      out = product(a, a)
+    out.block_until_ready()
+    seconds.append(time.perf_counter() - start)
+  return number * 2.0 * side**3 / min(seconds)

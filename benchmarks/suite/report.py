@@ -1,0 +1,191 @@
+"""What is kept of a suite's run: a JSON file for each device, and a table in docs/PERFORMANCE.md."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.suite import flops
+from benchmarks.suite.cases import Case
+from benchmarks.suite.measure import OURS, ROOT, Measured, quartiles, ratios
+
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "PERFORMANCE.md"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "diffusers")
+HEAD = (
+  "case",
+  "images/s",
+  "ms (quartiles)",
+  "GFLOP: formula, compiler",
+  "MFU",
+  "memory, MiB",
+  "compile, s",
+  "torch",
+  "torch.compile",
+  "diffusers",
+  "other",
+)
+
+
+def summary(case: Case, measured: Measured) -> dict[str, Any]:
+  """The figures of a case, plain JSON values; times in seconds, each [median, lower, upper quartile]."""
+  facts, rows = measured.facts[OURS], measured.rows[OURS]
+  seconds = {name: [row["seconds"] for row in taken] for name, taken in measured.rows.items()}
+  middle = statistics.median(seconds[OURS])
+  formula = flops.of_step(case)
+  compiler, lowered = facts.get("flops_compiled"), facts.get("flops_lowered")
+  whole = formula * (case.steps if case.kind == "sample" else 1)
+  found: dict[str, Any] = {
+    "date": datetime.date.today().isoformat(),
+    "rounds": len(rows),
+    "batch_size": case.batch_size,
+    "dtype": case.dtype,
+    "images_per_s": case.batch_size / middle,
+    "seconds": {name: quartiles(values) for name, values in seconds.items()},
+    "ratios": {name: quartiles(ratios(seconds, name)) for name in seconds if name != OURS},
+    "absent": measured.absent,
+    "facts": measured.facts,
+    "memory": {name: max(row["memory"] for row in taken) for name, taken in measured.rows.items()},
+  }
+  if formula:
+    found |= {"flops_formula": formula, "flops_compiled": compiler, "flops_lowered": lowered}
+    found["flops_differ"] = flops.difference(formula, compiler, lowered, case.why)
+  if "matmul" in rows[0]:
+    rate = statistics.median(row["matmul"] for row in rows)
+    found |= {"matmul_flops_per_s": rate, "flops_per_s": whole / middle, "mfu": whole / middle / rate}
+  extra = set(rows[0]) - {"seconds", "memory", "matmul"}
+  return found | {name: quartiles([row[name] for row in rows]) for name in sorted(extra)}
+
+
+def device() -> str:
+  """What computes: the first accelerator's name, or the processor's and its number of cores."""
+  import jax
+
+  found = jax.devices()[0]
+  if found.platform != "cpu":
+    return found.device_kind
+  return f"{processor()}, {os.cpu_count()} cores"
+
+
+def processor() -> str:
+  try:
+    told = Path("/proc/cpuinfo").read_text()
+  except OSError:
+    told = ""
+  named = re.search(r"model name\s*: (.+)", told)
+  return named[1].strip() if named else platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+  found = {"python": platform.python_version()}
+  for name in PACKAGES:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return found
+
+
+def write(suite: str, on: str, cases: Mapping[str, Any], command: str, folder: Path = RESULTS) -> Path:
+  """Puts cases into the device's file, beside those it already has."""
+  path = folder / f"{re.sub('[^a-z0-9]+', '_', on.lower()).strip('_')}.json"
+  kept = json.loads(path.read_text()) if path.is_file() else {}
+  before = kept.get("cases", {}) if kept.get("suite") == suite else {}
+  whole = {"device": on, "suite": suite, "command": command, "versions": versions()}
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(whole | {"cases": before | dict(cases)}, indent=1) + "\n")
+  return path
+
+
+def table(result: Mapping[str, Any], order: Mapping[str, Case]) -> str:
+  """A device's results in Markdown: what was measured with what, a row for each case, what the rows need said."""
+  cases = {name: result["cases"][name] for name in order if name in result["cases"]}
+  dates = sorted({found["date"] for found in cases.values()})
+  said = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+  when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+  lines = [f"{result['device']}; {when}; {said}; `{result['command']}`.", "", *head()]
+  notes = []
+  for name, found in cases.items():
+    lines.append(row(name, found))
+    notes += remarks(name, found, order[name], cases)
+  return "\n".join([*lines, *([""] if notes else []), *(f"- {note}" for note in notes)])
+
+
+def head() -> list[str]:
+  return ["| " + " | ".join(HEAD) + " |", "| --- |" + " ---: |" * (len(HEAD) - 1)]
+
+
+def row(name: str, found: Mapping[str, Any]) -> str:
+  """A line of the table."""
+  named = dict(found["ratios"])
+  cells = [f"{name}, batch {found['batch_size']}", digits(found["images_per_s"])]
+  cells.append(spread([1000 * value for value in found["seconds"][OURS]]))
+  cells += [_flops(found), f"{100 * found['mfu']:.0f}%" if "mfu" in found else ""]
+  facts = found["facts"][OURS]
+  cells += [
+    f"{found['memory'][OURS] / 2**20:,.0f}",
+    digits(facts["compile_s"]) if "compile_s" in facts else "",
+  ]
+  for rival in ("torch", "torch.compile", "diffusers"):
+    absent = "not here" if rival in found["absent"] else ""
+    cells.append(spread(named.pop(rival)) if rival in named else absent)
+  cells.append("; ".join(f"{rival} {spread(values)}" for rival, values in named.items()))
+  return "| " + " | ".join(cells) + " |"
+
+
+def _flops(found: Mapping[str, Any]) -> str:
+  if "flops_formula" not in found:
+    return ""
+  counts = (found["flops_formula"], found["flops_compiled"])
+  return ", ".join(digits(count / 1e9) if count else "?" for count in counts)
+
+
+def remarks(name: str, found: Mapping[str, Any], case: Case, cases: Mapping[str, Any]) -> list[str]:
+  """What a row cannot say: why counts differ, why a rival is missing, what a figure is held against."""
+  said = []
+  if found.get("flops_differ"):
+    said.append(f"{name}: {found['flops_differ']}.")
+  said += [f"{name}: {rival} does not run here: {reason}" for rival, reason in found["absent"].items()]
+  if case.eats in cases:
+    times = found["images_per_s"] / cases[case.eats]["images_per_s"]
+    said.append(f"{name}: {digits(times)} times as many images as {case.eats} takes.")
+  if "bare step" in found["ratios"]:
+    overhead = [100 * (1 - value) for value in found["ratios"]["bare step"]]
+    middle, high, low = overhead
+    said.append(f"{name}: beside the bare step the loop costs {middle:.1f}% ({low:.1f} to {high:.1f}).")
+  if "loop_waits" in found:
+    waits, held = 1000 * found["loop_waits"][0], found["facts"][OURS]["bytes"] / 2**20
+    said.append(f"{name}: {held:,.0f} MiB; the loop waits for {waits:.0f} ms of it.")
+  return said
+
+
+def put_into_page(suite: str, text: str, page: Path = PAGE) -> None:
+  """Replaces what stands between the suite's markers."""
+  begin, end = f"<!-- {suite}: begin -->", f"<!-- {suite}: end -->"
+  before, _, rest = page.read_text().partition(begin)
+  old, found, after = rest.partition(end)
+  del old
+  if not found:
+    raise ValueError(f"{page} has no {begin} ... {end}")
+  page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+
+
+def spread(values: list[float]) -> str:
+  """Median and quartiles."""
+  middle, low, high = (digits(value) for value in values)
+  return f"{middle} ({low} to {high})"
+
+
+def digits(value: float) -> str:
+  """Three significant digits."""
+  if abs(value) >= 10:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
+  return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"

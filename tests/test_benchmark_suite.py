@@ -1,0 +1,211 @@
+"""Every case of benchmarks.run at a tiny size, in this process; its counting of FLOPs; its files. No times are asserted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import run
+from benchmarks.suite import cases, flops, measure, report, wheels
+from jaxdiff.models import dit
+
+ALL = {f"{suite}/{name}": case for suite, of_suite in cases.SUITES.items() for name, case in of_suite.items()}
+
+
+# Cases that between them hold every kind of work on every kind of network, in either type.
+NETWORKS = (
+  "gpu/dit_xl2_train", "gpu/adm64_train", "cpu/control_train", "gpu/distill_train", "cpu/nano_sample_1", "gpu/unet_sample",
+)  # fmt: skip
+AROUND = ("cpu/data", "cpu/loop", "cpu/checkpoint")
+
+
+def likeness(case):
+  return (case.kind, case.model["name"])
+
+
+def test_every_case_is_like_one_that_is_run_here():
+  assert {likeness(case) for case in ALL.values()} == {likeness(ALL[name]) for name in (*NETWORKS, *AROUND)}
+
+
+def tiny(name):
+  return cases.tiny(ALL[name])._replace(eats="")
+
+
+def measured(case, contestant, rows):
+  """(facts, measurements) of a contestant, without a process of its own."""
+  if lacking := wheels.missing(case.needs):
+    pytest.skip(f"needs {lacking}")
+  said = measure.work(run.contest(case, contestant), runs=1)
+  facts, *taken = [next(said) for _ in range(1 + rows)]
+  return json.loads(json.dumps(facts)), json.loads(json.dumps(taken))
+
+
+def check(case, rivals, rows=2):
+  """Runs a case and its rivals, and what is made of them."""
+  here = [rival for rival in rivals if rival == "bare step" or not wheels.missing(["torch"])]
+  contestants = (measure.OURS, *(rival for rival in case.rivals if rival in here))
+  both = {name: measured(case, name, rows) for name in contestants}
+  found = measure.Measured(
+    {name: facts for name, (facts, _) in both.items()},
+    {name: taken for name, (_, taken) in both.items()},
+    {"torch.compile": "not tried"},
+  )
+  figures = report.summary(case, found)
+  assert figures["images_per_s"] > 0 and set(figures["ratios"]) == set(contestants) - {measure.OURS}
+  assert all(peak > 1e6 for peak in figures["memory"].values())
+  line = report.row("a_case", figures)
+  assert line.count("|") == len(report.HEAD) + 1 and line.startswith("| a_case, batch 4 |")
+  return figures
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks(name):
+  figures = check(tiny(name), rivals=("torch",))
+  assert 0 < figures["mfu"] and figures["flops_formula"] > 0
+  numbers = {facts["parameters"] for facts in figures["facts"].values()}
+  assert len(numbers) == 1  # so the rival has as many
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", AROUND)
+def test_what_is_around_the_networks(name):
+  case = tiny(name)
+  figures = check(case, rivals=("bare step", "torch.save"), rows=1)
+  assert report.remarks("a_case", figures, case, {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dit_s4_train", "unet_train"])
+def test_diffusers_networks(name):
+  pytest.importorskip("diffusers")
+  facts, _ = measured(cases.tiny(cases.CPU[name])._replace(batch_size=2), "diffusers", rows=1)
+  assert facts["parameters"] > 1000
+
+
+def test_sizes_are_those_of_the_models():
+  ours = {"nano": cases.NANO, "tiny": cases.TINY, "S": cases.SMALL, "B": cases.BASE, "L": cases.LARGE}
+  assert ours | {"XL": cases.XLARGE, "mini": dit.SIZES["mini"]} == dit.SIZES
+
+
+def test_the_formula_is_the_papers():
+  """Peebles & Xie 2022, table 4, where a multiplication and its addition are one operation."""
+  for name, published in {"S": 6.06, "B": 23.01, "L": 80.71, "XL": 118.64}.items():
+    model = cases.dit(dit.SIZES[name], 2) | {"learn_sigma": True}
+    forward = flops.total(flops.dit(model, 32), flops.FORWARD)
+    assert forward / 2e9 == pytest.approx(published, rel=0.002)
+
+
+@pytest.mark.parametrize(
+  "name", ["dit_s4_train", "unet_train", "control_train", "distill_train", "dit_s4_sample_1"]
+)
+def test_formula_and_compiler_agree(name):
+  """On the program as it is given to the compiler, which takes no compiling; a convolution's taps outside do not count."""
+  from benchmarks.suite import ours
+
+  case = cases.CPU[name]
+  if case.model["name"] == "dit":
+    case = case._replace(model=case.model | {"depth": 4})
+  assert flops.of_step(case) == pytest.approx(flops.counted(ours.lowered(case)), rel=flops.TOLERANCE)
+
+
+def test_a_difference_is_explained():
+  assert flops.difference(100, 103, None, "") == ""
+  assert flops.difference(0, None, None, "") == ""
+  assert "libraries" in flops.difference(100, 10, 101, "")
+  assert flops.difference(100, 110, 110, "narrow") == "narrow"
+  assert "1.20 times" in flops.difference(100, 120, 120, "")
+
+
+def test_results_are_kept_by_device_and_put_between_markers(tmp_path):
+  figures = {
+    "date": "2026-01-02", "batch_size": 4, "images_per_s": 8.0, "seconds": {"jaxdiff": [0.5, 0.4, 0.6]},
+    "ratios": {"torch": [1.25, 1.0, 1.5]}, "absent": {"torch.compile": "no compiler"}, "facts": {"jaxdiff": {"compile_s": 2.0}},
+    "memory": {"jaxdiff": 2**30}, "flops_formula": 1e9, "flops_compiled": 1.2e9, "flops_differ": "as said", "mfu": 0.5,
+  }  # fmt: skip
+  report.write("cpu", "A CPU, 2 cores", {"dit_s4_train": figures}, "command", tmp_path)
+  path = report.write("cpu", "A CPU, 2 cores", {"unet_train": figures}, "command", tmp_path)
+  assert path.name == "a_cpu_2_cores.json"
+  result = json.loads(path.read_text())
+  assert list(result["cases"]) == ["dit_s4_train", "unet_train"]
+  text = report.table(result, cases.CPU)
+  cells = (
+    "4 | 8.00 | 500 (400 to 600) | 1.00, 1.20 | 50% | 1,024 | 2.00 | 1.25 (1.00 to 1.50) | not here |  |  |"
+  )
+  assert f"| dit_s4_train, batch {cells}" in text
+  assert (
+    "- unet_train: as said." in text and "- unet_train: torch.compile does not run here: no compiler" in text
+  )
+  page = tmp_path / "page.md"
+  page.write_text("before\n<!-- cpu: begin -->\nold\n<!-- cpu: end -->\nafter\n")
+  report.put_into_page("cpu", text, page)
+  assert page.read_text() == f"before\n<!-- cpu: begin -->\n{text}\n<!-- cpu: end -->\nafter\n"
+  with pytest.raises(ValueError, match="gpu: begin"):
+    report.put_into_page("gpu", text, page)
+
+
+def test_the_page_has_the_markers_of_every_suite():
+  page = report.PAGE.read_text()
+  for suite in cases.SUITES:
+    assert page.count(f"<!-- {suite}: begin -->") == page.count(f"<!-- {suite}: end -->") == 1
+
+
+def test_ratios_are_of_the_same_round():
+  seconds = {"jaxdiff": [1.0, 2.0, 4.0], "torch": [2.0, 2.0, 2.0]}
+  assert measure.ratios(seconds, "torch") == [2.0, 1.0, 0.5]
+  assert measure.quartiles([2.0, 1.0, 0.5])[0] == 1.0
+  assert measure.quartiles([3.0]) == [3.0, 3.0, 3.0]
+
+
+def test_missing_wheels_leave_out_what_needs_them(monkeypatch, capsys):
+  monkeypatch.setattr(wheels, "_is_here", lambda module: module not in ("grain", "ml_collections"))
+  kept = run.runnable(cases.CPU)
+  assert set(cases.CPU) - set(kept) == {"data", "loop"}
+  said = capsys.readouterr().out
+  assert (
+    "wheels that are not here: ml_collections, grain" in said and "data: left out, it needs grain" in said
+  )
+  monkeypatch.setattr(wheels, "_is_here", lambda module: module != "optax")
+  with pytest.raises(SystemExit, match="optax"):
+    run.runnable(cases.CPU)
+
+
+def test_a_config_without_ml_collections():
+  c = wheels.ConfigDict()
+  c.model = wheels.ConfigDict({"width": 3})
+  c.model.depth = 2
+  assert dict(c.model.items()) == {"width": 3, "depth": 2} and c["model"]["width"] == 3
+  with pytest.raises(AttributeError):
+    _ = c.optim
+
+
+PLAIN_CHECKOUT = """
+import importlib.abc, sys
+
+class Missing(importlib.abc.MetaPathFinder):
+  def find_spec(self, name, path=None, target=None):
+    if name.split(".")[0] in ("grain", "ml_collections", "tensorflow_datasets", "orbax", "sklearn", "tensorboardX"):
+      raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Missing())
+from benchmarks import run
+from benchmarks.suite import cases
+kept = run.runnable(cases.GPU)
+assert {"data", "loop", "checkpoint"}.isdisjoint(kept) and len(kept) == len(cases.GPU) - 3
+for name in ("dit_s4_sample", "control_train"):
+  tiny = cases.tiny(kept[name])._replace(changes=("model.remat=True",))
+  run.contest(tiny, "jaxdiff").run()
+  print(name, "ran")
+"""
+
+
+@pytest.mark.slow
+def test_a_machine_without_grain_ml_collections_and_orbax():
+  command = [sys.executable, "-c", PLAIN_CHECKOUT]
+  result = subprocess.run(command, cwd=measure.ROOT, capture_output=True, text=True, check=False)
+  assert result.returncode == 0, result.stderr
+  assert "wheels that are not here: ml_collections, grain, orbax-checkpoint" in result.stdout
+  assert "control_train ran" in result.stdout
