@@ -106,8 +106,17 @@ def pmap(config: Any, batch_size: int, devices: Sequence[jax.Device] | None = No
     place_rows=lambda rows: rows,
     lower=lower,
     advance=lambda function, state: jax.pmap(function, donate_argnums=0, devices=devices)(state),
-    fetch=lambda tree: jax.tree.map(lambda a: a[0], tree),
+    fetch=lambda tree: jax.tree.map(_of_first_device, tree),
   )
+
+
+def _of_first_device(leaf: jax.Array) -> jax.Array:
+  """leaf[0] of an array with an axis of devices, from that device alone.
+
+  leaf[0] itself is a program with a collective on all devices; on a CPU of few cores some of the many that a state needs
+  were seen to wait for each other for ever.
+  """
+  return leaf.addressable_shards[0].data[0]
 
 
 def check_batch_size(batch_size: int, devices: int) -> None:

@@ -17,7 +17,9 @@ hypothesis.settings.load_profile("repeatable")
 
 _CACHE = tempfile.TemporaryDirectory(prefix="jaxdiff-tests-")
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+# XLA:CPU ends the process when a simulated device keeps the others waiting for 40 s, which a busy machine may take.
+FLAGS = "--xla_force_host_platform_device_count=4 --xla_cpu_collective_call_terminate_timeout_seconds=300"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"

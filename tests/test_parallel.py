@@ -70,6 +70,16 @@ def test_pmap_on_one_device_is_bit_equal_to_mesh_on_one(one_device):
     assert (np.asarray(got) == np.asarray(want)).all()
 
 
+def test_pmap_fetches_from_one_device_alone():
+  """Through all of them it takes a collective for each leaf, and those can lock each other out."""
+  strategy = parallel.pmap(None, 8, jax.devices()[:4])
+  state = strategy.init(lambda: {"weight": jnp.arange(6.0).reshape(2, 3), "rng": jax.random.key(3)})
+  fetched = strategy.fetch(state)
+  assert {device for leaf in fetched.values() for device in leaf.devices()} == {jax.devices()[0]}
+  assert (fetched["weight"] == jnp.arange(6.0).reshape(2, 3)).all()
+  assert (jax.random.key_data(fetched["rng"]) == jax.random.key_data(jax.random.key(3))).all()
+
+
 def test_fsdp_splits_large_leaves_of_params_optimizer_and_ema():
   strategy = parallel.mesh(small.config("dit", "parallel.fsdp=4").parallel, 8, jax.devices()[:4])
   state = strategy.init(
