@@ -58,9 +58,7 @@ def accuracy_by_noise(
   """
   import matplotlib
   from matplotlib.figure import Figure
-  from PIL import Image
 
-  drawn = io.BytesIO()
   with matplotlib.rc_context(_STYLE):
     figure = Figure(figsize=(6.4, 4), dpi=120, layout="constrained")
     axis = figure.subplots()
@@ -70,9 +68,9 @@ def accuracy_by_noise(
     axis.set(xlim=(-0.02, 1.02), ylim=(-2, 102), ylabel="accuracy, %")
     axis.set_xlabel("noise level, 2/pi arctan(sigma / alpha)")
     axis.legend(frameon=True, framealpha=0.9, edgecolor="none")
-    figure.savefig(drawn, format="png")
-  write_atomically(out_png, lambda file: file.write(drawn.getvalue()))
-  return np.asarray(Image.open(drawn).convert("RGB"))
+    png = _png(figure)
+  write_atomically(out_png, lambda file: file.write(png))
+  return _pixels(png)
 
 
 def figures(
@@ -136,7 +134,7 @@ def curves(
         place.set_yscale("log")
       if len(lines) > 1:
         place.legend(frameon=True, framealpha=0.9, edgecolor="none")
-    return _picture(figure)
+    return _pixels(_png(figure))
 
 
 def paths(
@@ -158,15 +156,19 @@ def paths(
       place.plot(way[..., 0], way[..., 1], color="#555555", linewidth=0.6, alpha=0.7)
       place.scatter(*way[-1].T, s=14, color="black", zorder=3)
       place.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=name)
-    return _picture(figure)
+    return _pixels(_png(figure))
 
 
-def _picture(figure: Any) -> np.ndarray:
-  from PIL import Image
-
+def _png(figure: Any) -> bytes:
   drawn = io.BytesIO()
   figure.savefig(drawn, format="png")
-  return np.asarray(Image.open(drawn).convert("RGB"))
+  return drawn.getvalue()
+
+
+def _pixels(png: bytes) -> np.ndarray:
+  from PIL import Image
+
+  return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 
 def _against(place: Any, both: Sequence[tuple[float, float, float]], axis: str) -> None:
