@@ -27,7 +27,7 @@ from benchmarks.suite.runner import Runner, resident_memory, scratch
 from configs import base, controlnet_cfg, distill_cfg
 from jaxdiff import configuration, optim, parallel, tasks
 from jaxdiff.diffusion import guidance, samplers, schedules
-from jaxdiff.train_step import make_train_step
+from jaxdiff.train_step import TrainStep, make_train_step
 from jaxdiff.types import Cond
 
 GUIDANCE = 2.0
@@ -73,6 +73,11 @@ def one_device(case: Case, c: Any) -> parallel.Strategy:
   return parallel.mesh(c.parallel, case.batch_size, jax.devices()[:1])
 
 
+def train_step(c: Any, task: Any, tx: Any) -> TrainStep:
+  """The step as train.py makes it of a config."""
+  return make_train_step(task, tx, c.optim.skip_norm, c.train.microbatches)
+
+
 def compiled_step(case: Case) -> tuple[Callable[..., Any], Any, Any, dict[str, Any]]:
   """(the compiled train step, state, batch, facts), as train.py makes them."""
   c = config(case)
@@ -80,7 +85,7 @@ def compiled_step(case: Case) -> tuple[Callable[..., Any], Any, Any, dict[str, A
   task, strategy = tasks.make(c, tx), one_device(case, c)
   state = strategy.init(functools.partial(tasks.initial_state, c, task))
   batch = strategy.place_batch(host_batch(case, c))
-  step, facts = compiled(lambda: strategy.lower(make_train_step(task, tx), state, batch))
+  step, facts = compiled(lambda: strategy.lower(train_step(c, task, tx), state, batch))
   return step, state, batch, facts | {"parameters": size(state.params)}
 
 
@@ -92,7 +97,7 @@ def lowered(case: Case) -> jax.stages.Lowered:
   state = jax.eval_shape(functools.partial(tasks.initial_state, c, task))
   if case.kind == "sample":
     return drawing(case, task).lower(state.params, 2, batch["label"])
-  return one_device(case, c).lower(make_train_step(task, tx), state, batch)
+  return one_device(case, c).lower(train_step(c, task, tx), state, batch)
 
 
 def drawing(case: Case, task: Any) -> Any:
