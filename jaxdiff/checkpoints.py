@@ -119,9 +119,8 @@ def restore(
       restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
       return restored["state"], run
     except Exception as error:
-      if sums.exist(
-        _folder(manager, step)
-      ):  # so its files are as they were written: something else is wrong, as memory
+      # Its files are as they were written, so something else is wrong, as memory.
+      if sums.exist(_folder(manager, step)):
         logger.error("The checkpoint of step %d is undamaged, but could not be restored.", step)
         raise
       _pass_over(manager, step, error, set_aside)

@@ -28,9 +28,8 @@ class Row(NamedTuple):
   """What a window has seen since it was last collected."""
 
   step: int  # the last step among them
-  means: dict[
-    str, float
-  ]  # name -> mean over the steps that reported it; over the good ones, if there are any
+  # name -> mean over the steps that reported it; over the good ones, if there are any
+  means: dict[str, float]
   # those whose loss or gradient norm was NaN or infinite, and those that were skipped for another reason
   bad_steps: tuple[int, ...]
 
