@@ -22,6 +22,17 @@ NETWORKS = (
 AROUND = ("cpu/data", "cpu/loop", "cpu/checkpoint")
 
 
+SIZES = {
+  "nano": cases.NANO, "tiny": cases.TINY, "S": cases.SMALL, "B": cases.BASE, "L": cases.LARGE, "XL": cases.XLARGE,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_size_is_the_one_that_the_library_calls_so(name):
+  """They stand in the suite again, whose first process does not import JAX."""
+  assert SIZES[name] == dit.SIZES[name]
+
+
 def likeness(case):
   return (case.kind, case.model["name"])
 
