@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,15 +33,16 @@ def main() -> None:
   parser.add_argument("overrides", nargs="*", metavar="--config.key=value")
   flags, overrides = parser.parse_known_args()
   workdir = flags.workdir or Path(tempfile.mkdtemp(prefix="jaxdiff-digits-"))
-  report = {"config": flags.config} | train(flags.config, workdir, overrides)
+  first, end = train(flags.config, workdir, overrides)
+  report = {"config": flags.config, "seconds_to_first_step": round(first, 1), "seconds": round(end, 1)}
   for name, options in {"guided": [], "unguided": ["--config.sample.guidance=1"]}.items():
     images, labels = sample(workdir, options)
     report[name] = {"accuracy": accuracy(images, labels)} | copies(images)
   print(json.dumps(report, indent=2))
 
 
-def train(config: str, workdir: Path, overrides: list[str]) -> dict[str, float]:
-  """Runs the training; seconds from the start of the program to its first step, and to its end."""
+def train(config: str, workdir: Path, overrides: Sequence[str]) -> tuple[float, float]:
+  """Runs the training; seconds from the start of the program to its first step (NaN if it took none), and to its end."""
   command = ["-m", "jaxdiff.main", "--config", config, "--workdir", str(workdir), *overrides]
   start, first = time.monotonic(), float("nan")
   with subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True) as process:
@@ -51,7 +53,7 @@ def train(config: str, workdir: Path, overrides: list[str]) -> dict[str, float]:
         first = time.monotonic() - start
   if process.returncode:
     sys.exit(process.returncode)
-  return {"seconds_to_first_step": round(first, 1), "seconds": round(time.monotonic() - start, 1)}
+  return first, time.monotonic() - start
 
 
 def sample(workdir: Path, options: list[str]) -> tuple[np.ndarray, np.ndarray]:
