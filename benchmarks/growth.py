@@ -22,7 +22,7 @@ from benchmarks.suite import flops, wheels
 from benchmarks.suite.cases import LATENTS, Case
 
 PATCH = 2  # pixels, so that 4 tokens are an image of 4x4
-PLANS = {"kept": "model.remat=False", "computed again": "model.remat=True"}
+PLANS = {f"remat {name}": f"model.remat={name}" for name in ("none", "dots", "full")}
 Point = dict[str, float]
 
 

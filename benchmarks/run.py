@@ -103,7 +103,7 @@ def parse() -> argparse.Namespace:
   parser.add_argument("--rounds", type=int, help="by default 7, on a GPU 3 of 5 measurements each")
   parser.add_argument("--quick", action="store_true", help="2 rounds, and nothing is written")
   parser.add_argument(
-    "--set", action="append", default=[], metavar="KEY=VALUE", help="of our config, as model.remat=True"
+    "--set", action="append", default=[], metavar="KEY=VALUE", help="of our config, as model.remat=full"
   )
   parser.add_argument("--list", action="store_true", help="the names of the suite's cases")
   parser.add_argument("--worker", help=argparse.SUPPRESS)

@@ -35,7 +35,9 @@ def get_config(preset: str = "") -> ConfigDict:
   c.model.scale_shift = True  # condition by scale and shift after the norm; False adds
   c.model.resblock_updown = True  # change resolution inside a residual block; False: by a convolution
   c.model.dropout = 0.1  # share of a residual block's activations that training drops
-  c.model.remat = False  # recompute activations: less memory, a third more compute
+  # what of a block the gradient's pass computes again, for less memory: none | dots (all but linear layers and convolutions)
+  # | full (everything, a third more compute)
+  c.model.remat = "none"
   c.model.attention = "auto"  # auto | xla | cudnn (flash attention, NVIDIA GPU, bfloat16)
   c.model.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters stay float32
   base.choose(PRESETS, preset)(c)

@@ -30,7 +30,9 @@ def get_config(preset: str = "") -> ConfigDict:
   c.model.mlp_ratio = 4.0  # hidden channels of a block's MLP, in multiples of width
   c.model.qk_norm = False  # normalise queries and keys: steadier in bfloat16
   c.model.scan = False  # one compiled block: compiles faster, trains about 20% slower on CPU
-  c.model.remat = False  # recompute activations: less memory, a third more compute
+  # what of a block the gradient's pass computes again, for less memory: none | dots (all but linear layers and convolutions)
+  # | full (everything, a third more compute)
+  c.model.remat = "none"
   c.model.attention = "auto"  # auto | xla | cudnn (flash attention, NVIDIA GPU, bfloat16)
   c.model.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters stay float32
   base.choose(PRESETS, preset)(c)

@@ -19,6 +19,8 @@ from ml_collections import ConfigDict
 from jaxdiff.calls import TYPE_NAMES, build, parse_call  # noqa: F401 - as configuration.build to its callers
 from jaxdiff.errors import UserError
 
+# (section, key) -> value in configs of earlier versions -> the same today
+RENAMED: dict[tuple[str, str], dict[Any, str]] = {("model", "remat"): {False: "none", True: "full"}}
 # The sections that say nothing of what is trained: what is done with a trained model, what is recorded on the way.
 AFTERWARDS = ("sample", "eval", "export", "profile")
 BASE = Path(__file__).resolve().parent.parent / "configs" / "base.py"
@@ -126,14 +128,25 @@ def of_run(workdir: Path) -> ConfigDict:
 
 
 def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
-  """A saved config with the keys of configs/base.py that its version did not have yet, at their defaults.
+  """A saved config with the keys of configs/base.py that its version did not have yet, at their defaults, and values as RENAMED.
 
   A new key's default is what was done before there was one.
   """
+  saved = _renamed(saved)
   if not BASE.is_file():
     return dict(saved)
   defaults = {key: value for key, value in _get_config(BASE)().to_dict().items() if isinstance(value, dict)}
   return dict(saved) | {key: section | saved.get(key, {}) for key, section in defaults.items()}
+
+
+def _renamed(saved: Mapping[str, Any]) -> dict[str, Any]:
+  """A saved config in which the values that earlier versions wrote otherwise are written as today."""
+  changed = dict(saved)
+  for (section, key), names in RENAMED.items():
+    if key in changed.get(section, {}):
+      old = changed[section][key]
+      changed[section] = {**changed[section], key: names.get(old, old)}
+  return changed
 
 
 def _unknown_key(key: str, known: Mapping[str, Any]) -> UserError:

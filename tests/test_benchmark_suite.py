@@ -207,7 +207,7 @@ from benchmarks.suite import cases
 kept = run.runnable(cases.GPU)
 assert {"data", "loop", "checkpoint"}.isdisjoint(kept) and len(kept) == len(cases.GPU) - 3
 for name in ("dit_s4_sample", "control_train"):
-  tiny = cases.tiny(kept[name])._replace(changes=("model.remat=True",))
+  tiny = cases.tiny(kept[name])._replace(changes=("model.remat=full",))
   run.contest(tiny, "jaxdiff").run()
   print(name, "ran")
 """

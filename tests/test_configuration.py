@@ -146,6 +146,13 @@ def test_specs_are_calls_with_checked_names():
     assert message in str(told.value)
 
 
+@pytest.mark.parametrize(("then", "now"), [(False, "none"), (True, "full"), ("dots", "dots")])
+def test_a_value_of_an_older_version_is_read_as_what_it_is_today(then, now):
+  saved = {"model": {"remat": then, "depth": 2}}
+  assert configuration.completed(saved)["model"] == {"remat": now, "depth": 2}
+  assert saved["model"]["remat"] is then
+
+
 def test_a_config_of_an_older_version_is_completed_and_its_values_stay(tmp_path):
   now = configuration.load("configs/dit_cfg.py")
   old = now.to_dict()

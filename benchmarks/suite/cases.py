@@ -57,7 +57,7 @@ class Case(NamedTuple):
   runs: int = 1  # in one measurement
   needs: tuple[str, ...] = ()  # modules without which it is left out
   eats: str = ""  # of `data`: the case whose images/s it has to reach
-  changes: tuple[str, ...] = ()  # of our config, as model.remat=True
+  changes: tuple[str, ...] = ()  # of our config, as model.remat=full
   why: str = ""  # the formula and the compiler may count differently
 
   @property

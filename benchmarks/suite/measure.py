@@ -37,7 +37,7 @@ class Plan(NamedTuple):
   rounds: int
   # whether all stay: on an accelerator they would not fit into its memory side by side, and each round starts them anew
   stay: bool
-  changes: tuple[str, ...] = ()  # of our config, as model.remat=True
+  changes: tuple[str, ...] = ()  # of our config, as model.remat=full
 
 
 class Measured(NamedTuple):

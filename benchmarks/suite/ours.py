@@ -45,7 +45,7 @@ def config(case: Case) -> Any:
   """The config of a case: that of its task, with its network and sizes."""
   configs = {"control": controlnet_cfg.get_config, "distill": distill_cfg.get_config}
   c = configs.get(case.kind, base.get_config)()
-  c.model = ConfigDict(case.model | {"dtype": case.dtype, "attention": "auto", "remat": False})
+  c.model = ConfigDict(case.model | {"dtype": case.dtype, "attention": "auto", "remat": "none"})
   c.data.image_size, c.data.channels = case.image_size, case.model["channels"]
   c.train.batch_size, c.train.steps = case.batch_size, case.steps or 1000
   if case.kind == "control":

@@ -179,7 +179,7 @@ class DiT(nn.Module):
   scan: bool = (
     False  # one compiled block, parameters stacked [depth, ...]: compiles faster, runs 20% slower on CPU
   )
-  remat: bool = False  # recompute activations in the backward pass: less memory, a third more time
+  remat: str = "none"  # what the gradient's pass computes again: see layers.REMAT
   guidance_range: Sequence[float] = ()  # of the scale that a guided student takes as an input; empty: none
   attention: str = "auto"
   dtype: str = "float32"
@@ -209,7 +209,7 @@ class DiT(nn.Module):
       return x
     settings = self.block_settings()
     stack = nn.scan(
-      nn.remat(Block, prevent_cse=False) if self.remat else Block,
+      layers.rematerialized(Block, self.remat, prevent_cse=False),
       variable_axes={"params": 0},
       split_rngs={"params": True},
       in_axes=(nn.broadcast, 0),
@@ -237,7 +237,7 @@ class DiT(nn.Module):
   @nn.nowrap
   def block(self, name: str) -> Any:
     """One block with this network's settings."""
-    return (nn.remat(Block) if self.remat else Block)(*self.block_settings(), name=name)
+    return layers.rematerialized(Block, self.remat)(*self.block_settings(), name=name)
 
   @nn.nowrap
   def block_settings(self) -> tuple[Any, ...]:
@@ -253,6 +253,7 @@ class DiT(nn.Module):
     """Raises UserError for settings that do not fit together, whatever the image."""
     layers.dtype(self.dtype)
     layers.check_attention(self.attention)
+    layers.check_remat(self.remat)
     if self.width % self.heads:
       raise UserError(
         f"width {self.width} (config.model.width) is not divisible by {self.heads} heads (config.model.heads). "

@@ -29,6 +29,26 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float
 ATTENTION: dict[str, Literal["xla", "cudnn"] | None] = {"auto": None, "xla": "xla", "cudnn": "cudnn"}
 
 
+CONVOLVED = "convolved"  # what rematerialization knows a convolution's result by
+# name -> which of a block's results are kept from the forward pass for the gradient; the others are computed again
+REMAT: dict[str, Callable[..., bool]] = {
+  "none": jax.checkpoint_policies.everything_saveable,
+  "dots": jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # of linear layers, not of attention
+    jax.checkpoint_policies.save_only_these_names(CONVOLVED),
+  ),
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def rematerialized(block: Any, name: str, **options: Any) -> Any:
+  """A module class whose instances keep what a name of REMAT says and compute the rest again: less memory, the same numbers.
+
+  Source: Chen et al. 2016 (arXiv 1604.06174).
+  """
+  return block if name == "none" else nn.remat(block, policy=REMAT[name], **options)
+
+
 def dtype(name: str) -> Dtype:
   """The compute dtype of a name in a config. Raises UserError for one that is not in DTYPES."""
   if name not in DTYPES:
@@ -40,6 +60,12 @@ def check_attention(name: str) -> None:
   """Raises UserError for an implementation that is not in ATTENTION."""
   if name not in ATTENTION:
     raise errors.unknown("attention (config.model.attention)", name, ATTENTION)
+
+
+def check_remat(name: str) -> None:
+  """Raises UserError for a rematerialization that is not in REMAT."""
+  if name not in REMAT:
+    raise errors.unknown("rematerialization (config.model.remat)", name, REMAT)
 
 
 def check_size(size: Sequence[int], divisor: int, what: str) -> None:

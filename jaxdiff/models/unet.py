@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange, reduce, repeat
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxdiff.errors import UserError
 from jaxdiff.models import layers
@@ -72,9 +73,9 @@ def conv(
 
 
 def _convolve(x: Array, kernel: Array, strides: Any, padding: Any, **of_other_convolutions: Any) -> Array:
-  """layers.convolve as flax calls a convolution."""
+  """layers.convolve as flax calls a convolution, its result named for rematerialization."""
   del strides, padding, of_other_convolutions
-  return layers.convolve(x, kernel)
+  return checkpoint_name(layers.convolve(x, kernel), layers.CONVOLVED)
 
 
 def halve(x: Array) -> Array:
@@ -254,7 +255,7 @@ class UNet(nn.Module):
   scale_shift: bool = True
   resblock_updown: bool = False  # residual blocks, instead of a convolution, change the size
   dropout: float = 0.0
-  remat: bool = False  # recompute activations in the backward pass: less memory, a third more time
+  remat: str = "none"  # what the gradient's pass computes again: see layers.REMAT
   guidance_range: Sequence[float] = ()  # of the scale that a guided student takes as an input; empty: none
   attention: str = "auto"
   dtype: str = "float32"
@@ -298,7 +299,7 @@ class UNet(nn.Module):
   def half(self, kind: Callable[..., Any], train: bool, name: str) -> Any:
     """The Encoder or Decoder (`kind`) with this network's settings."""
     dtype = layers.dtype(self.dtype)
-    block, attention_block = (nn.remat(k) if self.remat else k for k in (ResBlock, AttentionBlock))
+    block, attention_block = (layers.rematerialized(k, self.remat) for k in (ResBlock, AttentionBlock))
     return kind(
       widths=tuple(self.width * mult for mult in self.channel_mults),
       num_blocks=self.num_blocks,
@@ -329,3 +330,4 @@ class UNet(nn.Module):
     """Raises UserError for settings that do not fit together, whatever the image."""
     layers.dtype(self.dtype)
     layers.check_attention(self.attention)
+    layers.check_remat(self.remat)

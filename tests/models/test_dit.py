@@ -118,7 +118,7 @@ def stack(params):
   return rest | {"blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_scan_gives_the_same_gradient(remat):
   module, params, arguments = small.make(small.DIT)
   changed, _, _ = small.make(small.DIT, scan=True, remat=remat)
@@ -128,9 +128,10 @@ def test_scan_gives_the_same_gradient(remat):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), stack(grad), scanned)
 
 
-def test_remat_alone_gives_the_same_gradient():
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_alone_gives_the_same_gradient(remat):
   module, params, arguments = small.make(small.DIT)
-  changed = small.models.build(small.DIT | {"remat": True})
+  changed = small.models.build(small.DIT | {"remat": remat})
   grads = [small.gradient(m, params, arguments) for m in (module, changed)]
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *grads)
 

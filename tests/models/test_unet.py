@@ -147,9 +147,10 @@ def test_residuals_are_added_to_skips_and_middle():
 
 
 @pytest.mark.slow
-def test_remat_gives_the_same_gradient_and_every_parameter_has_one():
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_gives_the_same_gradient_and_every_parameter_has_one(remat):
   module, params, arguments = small.make(small.UNET, dropout=0.1)
-  changed = small.models.build(small.UNET | {"remat": True, "dropout": 0.1})
+  changed = small.models.build(small.UNET | {"remat": remat, "dropout": 0.1})
 
   kwargs = {"train": True, "rngs": {"dropout": jax.random.key(3)}}
   expected = small.gradient(module, params, arguments, **kwargs)
