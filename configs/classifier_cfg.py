@@ -38,7 +38,7 @@ def get_config(preset: str = "") -> ConfigDict:
   # what of a block the gradient's pass computes again, for less memory: none | dots (all but linear layers and convolutions)
   # | full (everything, a third more compute)
   c.model.remat = "none"
-  c.model.attention = "auto"  # auto | xla | cudnn (flash attention, NVIDIA GPU, bfloat16)
+  c.model.attention = "auto"  # auto | xla | cudnn (flash attention; NVIDIA, bfloat16; auto: if it can)
   c.model.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters stay float32
   base.choose(PRESETS, preset)(c)
   c.name = f"classifier_{preset or 'digits'}"

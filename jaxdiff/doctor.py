@@ -371,10 +371,8 @@ def cudnn_attention(kind: str) -> Finding:
     jax.jit(lambda q: layers.attend(q, q, q, "cudnn")).lower(q).compile()(q).block_until_ready()
   except Exception as error:  # noqa: BLE001 - JAX and XLA refuse in many ways, and each is the answer
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return Finding(name, f"does not work: {reason}", f"leave {setting} at auto, which uses XLA's")
-  return Finding(
-    name, "works", f"--{setting}=cudnn --config.model.dtype=bfloat16 uses it: faster with many tokens"
-  )
+    return Finding(name, f"does not work: {reason}", f"set {setting} to xla")
+  return Finding(name, f"works: {setting}=auto uses it where config.model.dtype is bfloat16")
 
 
 # Data

@@ -25,9 +25,7 @@ Dtype = Any
 Init = Callable[..., Any]
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
-# name -> dot_product_attention's implementation
-ATTENTION: dict[str, Literal["xla", "cudnn"] | None] = {"auto": None, "xla": "xla", "cudnn": "cudnn"}
-
+Implementation = Literal["xla", "cudnn"]  # of jax.nn.dot_product_attention
 
 CONVOLVED = "convolved"  # what rematerialization knows a convolution's result by
 # name -> which of a block's results are kept from the forward pass for the gradient; the others are computed again
@@ -86,7 +84,35 @@ def attend(q: Array, k: Array, v: Array, implementation: str = "auto") -> Array:
   Source: Vaswani et al. 2017, eq. 1.
   """
   check_attention(implementation)
-  return jax.nn.dot_product_attention(q, k, v, implementation=ATTENTION[implementation])
+  return jax.nn.dot_product_attention(q, k, v, implementation=ATTENTION[implementation](q))
+
+
+def flash_where_it_can(q: Array) -> Implementation:
+  """cudnn for queries f16|bf16[B,N,heads,8k] with N > 1 and at most 128 channels, on an NVIDIA GPU from Ampere on; else xla.
+
+  cuDNN's flash attention never writes the N x N weights to memory.  Source: Dao et al. 2022 (arXiv 2205.14135).
+  """
+  tokens, channels = q.shape[1], q.shape[-1]
+  half = q.dtype in (jnp.bfloat16, jnp.float16)
+  fits = half and tokens > 1 and channels % 8 == 0 and channels <= 128
+  return "cudnn" if fits and has_flash_attention() else "xla"
+
+
+@functools.cache
+def has_flash_attention() -> bool:
+  """Whether this process computes on NVIDIA GPUs of compute capability 8.0 or newer."""
+  device = jax.devices()[0]
+  if device.platform not in ("gpu", "cuda") or "cuda" not in device.client.platform_version:
+    return False
+  return float(device.compute_capability) >= 8.0
+
+
+# name -> the implementation for such queries
+ATTENTION: dict[str, Callable[[Array], Implementation]] = {
+  "auto": flash_where_it_can,
+  "xla": lambda q: "xla",
+  "cudnn": lambda q: "cudnn",
+}
 
 
 @jax.custom_vjp
