@@ -14,12 +14,13 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.evaluation import judged, rows_of
+from benchmarks.evaluation import Row, judged, rows_of
 from jaxdiff import configuration, draw, parallel, platform, runs, students
 
 FULL = 256  # steps of the teacher that count as all
@@ -35,6 +36,7 @@ def main() -> None:
   for name in ("teacher", "students", "judge"):
     parser.add_argument(f"--{name}", type=Path, required=True, metavar="DIR")
   parser.add_argument("--num", type=int, default=2000)
+  parser.add_argument("--jobs", type=int, default=1, help="evaluations beside each other")
   parser.add_argument("--out", type=Path, default=Path("docs/images/distillation.png"))
   flags = parser.parse_args()
   platform.configure()
@@ -47,24 +49,24 @@ def main() -> None:
 
 def curves(flags: argparse.Namespace) -> Curves:
   """The figures of students at their steps, and of the teacher at the same and at all."""
-  shared = (f"--config.eval.num={flags.num}", *judged(flags.judge))
   steps = steps_of(flags.students)
-  asked = ",".join(map(str, [FULL, *steps]))
   guided = f"--config.sample.guidance={guidance_of(flags.students)}"
-  found: Curves = {}
-  for name, sampler in SOLVERS.items():
-    rows = rows_of(
-      flags.teacher,
-      *shared,
-      guided,
-      f"--config.sample.sampler={sampler}",
-      f"--config.eval.sweep_steps={asked}",
-    )
-    found[name] = {row["settings"]["sample.steps"]: row["figures"] for row in rows}
-  found["students"] = {
-    count: rows_of(students.folder_of(flags.students, count), *shared)[-1]["figures"] for count in steps
+  asked = f"--config.eval.sweep_steps={','.join(map(str, [FULL, *steps]))}"
+
+  def evaluate(workdir: Path, *arguments: str) -> list[Row]:
+    return rows_of(workdir, f"--config.eval.num={flags.num}", *judged(flags.judge), *arguments)
+
+  with ThreadPoolExecutor(flags.jobs) as pool:
+    of_teacher = {
+      name: pool.submit(evaluate, flags.teacher, guided, asked, f"--config.sample.sampler={sampler}")
+      for name, sampler in SOLVERS.items()
+    }
+    of_students = {n: pool.submit(evaluate, students.folder_of(flags.students, n)) for n in steps}
+  found: Curves = {
+    name: {row["settings"]["sample.steps"]: row["figures"] for row in future.result()}
+    for name, future in of_teacher.items()
   }
-  return found
+  return found | {"students": {n: future.result()[-1]["figures"] for n, future in of_students.items()}}
 
 
 def steps_of(workdir: Path) -> list[int]:

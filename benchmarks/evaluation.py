@@ -28,6 +28,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from jaxdiff import exported
+
 SCALES = {"guidance": "0,1,1.25,1.5,2,3,5", "classifier_scale": "0,0.5,1,2,4,8,16"}
 NAMES = {"guidance": "classifier-free guidance", "classifier_scale": "classifier guidance"}
 COLORS = {"guidance": "#1f6fb4", "classifier_scale": "#c0392b"}
@@ -106,10 +108,15 @@ def rows_of(workdir: Path, *arguments: str) -> list[Row]:
 
 
 def copied(workdir: Path, folder: Path) -> Path:
-  """What of a run an evaluation reads."""
-  shutil.copytree(workdir / "checkpoints", folder / "run" / "checkpoints")
-  shutil.copy(workdir / "config.json", folder / "run")
-  return folder / "run"
+  """What of a run, or of an exported model, an evaluation reads."""
+  run = folder / "run"
+  if (workdir / "checkpoints").is_dir():
+    shutil.copytree(workdir / "checkpoints", run / "checkpoints")
+  else:
+    run.mkdir()
+    shutil.copy(workdir / exported.FILE, run)
+  shutil.copy(workdir / "config.json", run)
+  return run
 
 
 def command(run: Path, *arguments: str) -> list[str]:
