@@ -34,8 +34,8 @@ def main() -> int:
     return 0
   chosen = runnable({name: cases[name] for name in flags.only or cases})
   stay = flags.suite == "cpu"
-  rounds = 2 if flags.quick else max(2, flags.rounds or (7 if stay else 3))
-  plan = measure.Plan(flags.suite, rounds, stay, tuple(flags.set))
+  rounds = 2 if flags.quick else max(2 if stay else 1, flags.rounds or (7 if stay else 3))
+  plan = measure.Plan(flags.suite, rounds, stay, tuple(flags.set), tuple(flags.rival))
   print(f"load of the machine before: {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores", flush=True)
   print("\n".join(report.head()), flush=True)
   command = f"python -m benchmarks.run --suite {flags.suite}"
@@ -104,6 +104,9 @@ def parse() -> argparse.Namespace:
   parser.add_argument("--quick", action="store_true", help="2 rounds, and nothing is written")
   parser.add_argument(
     "--set", action="append", default=[], metavar="KEY=VALUE", help="of our config, as model.remat=full"
+  )
+  parser.add_argument(
+    "--rival", action="append", default=[], metavar="NAME", help="only against this one (may be repeated)"
   )
   parser.add_argument("--list", action="store_true", help="the names of the suite's cases")
   parser.add_argument("--worker", help=argparse.SUPPRESS)

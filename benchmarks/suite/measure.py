@@ -38,6 +38,7 @@ class Plan(NamedTuple):
   # whether all stay: on an accelerator they would not fit into its memory side by side, and each round starts them anew
   stay: bool
   changes: tuple[str, ...] = ()  # of our config, as model.remat=full
+  rivals: tuple[str, ...] = ()  # of those that a case has, these; none: all
 
 
 class Measured(NamedTuple):
@@ -137,7 +138,7 @@ def serve(runner: Runner, runs: int, out: Any) -> None:
 
 def take_turns(plan: Plan, name: str) -> Measured:
   """Measures a case, round by round."""
-  contestants = (OURS, *SUITES[plan.suite][name].rivals)
+  contestants = (OURS, *(r for r in SUITES[plan.suite][name].rivals if not plan.rivals or r in plan.rivals))
   measured = Measured({}, {}, {})
   with tempfile.TemporaryDirectory(prefix="jaxdiff-suite-") as cache:
     env = environment(plan, cache)
