@@ -38,6 +38,8 @@ LONGEST_WAIT = (
 )  # seconds that processes wait for one that still computes; heartbeats tell of a lost one
 LINGER_SECONDS = 3.0  # that process 0, with which all end, leaves the others to fail with words of their own
 SHARED_SECONDS = 10.0  # until what one host writes is seen by the others
+# in errors of JAX's runtime, when what others were to send does not come
+LOST = re.compile("gloo|nccl|heartbeat|unavailable|connection|coordination", re.IGNORECASE)
 BLOCK = 4096  # bytes of a message: each length is compiled once
 
 METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/worker-network-endpoints"
@@ -188,6 +190,7 @@ def initialize(
       raise UserError(f"{flag} is {seconds}; it must be at least 1.")
   if place is None:
     return
+  _check_port(place)
   alarm = threading.Timer(connect_seconds, _give_up, (place, connect_seconds))
   alarm.daemon = True
   alarm.start()
@@ -206,6 +209,20 @@ def initialize(
     raise UserError(f"several processes ({place.told_by}) could not be set up: {reason}") from error
   finally:
     alarm.cancel()
+
+
+def _check_port(place: Place) -> None:
+  """Raises UserError where process 0 is to listen at a port that is taken: JAX's runtime would crash."""
+  if place.coordinator is None or place.process_id != 0:
+    return
+  port = int(place.coordinator.rpartition(":")[2])
+  family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+  try:
+    socket.create_server(("", port), family=family, dualstack_ipv6=family == socket.AF_INET6).close()
+  except OSError as error:
+    raise UserError(
+      f"process 0 cannot listen at port {port} of {place.coordinator} ({place.told_by}): {error.strerror}. Give another port."
+    ) from None
 
 
 def _give_up(place: Place, seconds: int) -> None:
@@ -299,6 +316,12 @@ def _mark(folder: Path) -> str:
 
 
 # How they end
+
+
+def lost(error: BaseException) -> str:
+  """Why an error says that another process was lost; empty where it says something else."""
+  told = isinstance(error, jax.errors.JaxRuntimeError) and is_several() and LOST.search(str(error))
+  return str(error).splitlines()[0][:200] if told else ""
 
 
 def leave(status: int) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from jaxdiff import configuration, distributed, platform, reporting, signals
+from jaxdiff import configuration, distributed, platform, reporting, signals, watchdog
 from jaxdiff.errors import UserError, unknown
 
 logger = logging.getLogger("jaxdiff")
@@ -40,9 +40,14 @@ def main(arguments: list[str] | None = None) -> int:
   except KeyboardInterrupt:
     logger.error("jaxdiff: stopped.")
     return distributed.leave(130)
-  except Exception:
+  except Exception as error:
+    if reason := distributed.lost(error):
+      logger.error(
+        "jaxdiff: another process was lost (%s). The same command goes on from the last checkpoint.", reason
+      )
+      return distributed.leave(watchdog.STATUS)
     if distributed.is_several():
-      logger.exception("jaxdiff: a mistake of the program's, or another process was lost.")
+      logger.exception("jaxdiff: a mistake of the program's:")
       distributed.leave(1)
     raise
 
@@ -137,8 +142,8 @@ STATUSES = """
 exit status:
   0    done; or stopped by SIGTERM or Ctrl-C with everything saved (--requeue_status)
   2    a mistake of the user's, told in one line: config, data, disk, a loss that is not finite
-  74   a step hung (config.train.stall_factor, stall_seconds), or processes did not meet (--connect_seconds): the same
-       command goes on from the last checkpoint
+  74   a step hung (config.train.stall_factor, stall_seconds), or another process was lost, or has not come
+       (--connect_seconds): the same command goes on from the last checkpoint
   130  stopped at once, by Ctrl-C; of a run that trains, by a second one
   1    a mistake of the program's, with a traceback; of doctor: training cannot work here
 """
