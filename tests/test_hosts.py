@@ -258,7 +258,7 @@ def test_sigterm_to_any_saves_the_same_step_in_all(one, tmp_path):
     assert statuses == [AGAIN, AGAIN], "\n".join(texts)
     stopped = int(re.search(r"Stopped after step (\d+), saved", texts[0])[1])
     assert steps_saved(tmp_path)[-1] == stopped < 100, "the signal came too late to test anything"
-  done(start_two(tmp_path, *TRAIN, *LONG))
+  done([start(tmp_path, *TRAIN, *LONG, devices=2)])
   assert equal(last_state(tmp_path), last_state(one))
 
 
@@ -271,13 +271,13 @@ def test_when_one_is_lost_the_other_ends_and_both_can_go_on(one, tmp_path):
     assert statuses[1 - lost] not in (0, 2), "\n".join(texts)
     assert statuses[1 - lost] != HUNG or "another process was lost" in texts[1 - lost]
     assert time.monotonic() - begin < 120
-  done(start_two(tmp_path, *TRAIN, *LONG))
+  done([start(tmp_path, *TRAIN, *LONG, devices=2)])
   assert equal(last_state(tmp_path), last_state(one))
 
 
 @pytest.mark.slow
 def test_the_number_of_processes_may_change(one, tmp_path):
-  for count, steps in ((2, 30), (1, 60), (2, 100)):
+  for count, steps in ((1, 20), (2, 40), (1, 100)):
     arguments = (*TRAIN, *LONG, f"--config.train.steps={steps}", "--allow_config_change")
     done([start(tmp_path, *arguments, devices=2)] if count == 1 else start_two(tmp_path, *arguments))
     assert steps_saved(tmp_path)[-1] == steps
@@ -335,6 +335,17 @@ def test_a_mistake_of_the_users_ends_all_with_its_status(tmp_path):
   assert all(
     "config.parallel.strategy=pmap runs in one process, and this is one of 2" in text for text in texts
   )
+
+
+@pytest.mark.slow
+def test_a_workdir_that_is_not_shared_is_told_by_all(tmp_path):
+  first, second = tmp_path / "first", tmp_path / "second"
+  joined = ("--coordinator", f"127.0.0.1:{free_port()}", "--num_processes", "2", "--process_id")
+  processes = [start(path, *TRAIN, joined=(*joined, str(i))) for i, path in enumerate((first, second))]
+  statuses, texts = finish(processes)
+  assert statuses == [2, 2], "\n".join(texts)
+  assert all("process 1 of 2 does not see the workdir" in text and "--workdir" in text for text in texts)
+  assert list(first.iterdir()) == [] and not second.exists()
 
 
 @pytest.mark.slow
