@@ -82,6 +82,11 @@ def _of_environment(environ: Mapping[str, str]) -> Place | None:
   for of_launcher in (_of_variables, _of_slurm, _of_open_mpi, _of_kubernetes, _of_tpu):
     if place := of_launcher(environ):
       return place
+  if "JAX_COORDINATOR_ADDRESS" in environ and "JAX_NUM_PROCESSES" not in environ:
+    raise UserError(
+      "JAX_COORDINATOR_ADDRESS is set, but nothing says how many processes there are: set JAX_NUM_PROCESSES and "
+      "JAX_PROCESS_ID too, or unset it."
+    )
   return None
 
 

@@ -54,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _join(flags: argparse.Namespace) -> None:
   """Joins the other processes of this run, if flags or launcher tell of any.  All but the first are quiet from here on."""
+  if flags.mode in OF_THE_MACHINE:
+    return  # of each machine, whoever else looks at theirs
   place = distributed.place_of(flags.coordinator, flags.num_processes, flags.process_id)
   if place and flags.mode not in OF_SEVERAL:
     raise UserError(
@@ -213,7 +215,7 @@ def _resolve(flags: argparse.Namespace) -> tuple[Any, Path]:
   Training reads the config file; what is done with a trained model reads the config that the workdir keeps.
   """
   if flags.mode in OF_THE_MACHINE:
-    if unused := [*filter(None, (flags.config, flags.workdir)), *flags.overrides]:
+    if unused := [*filter(None, (flags.config, flags.workdir, flags.coordinator)), *flags.overrides]:
       raise UserError(
         f"--mode {flags.mode} looks at the machine and takes no other arguments, not {unused[0]!r}."
       )

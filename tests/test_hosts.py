@@ -69,11 +69,27 @@ def test_the_command_line_tells_it_in_one_line(launcher, capsys):
   assert main.main(["--config", "configs/dit_cfg.py", "--num_processes", "2"]) == 2
   lines = capsys.readouterr().err.splitlines()
   assert len(lines) == 1 and lines[0].startswith("jaxdiff: --coordinator and --process_id are missing")
-  assert main.main(["--mode", "doctor", "--heartbeat_seconds", "0"]) == 2
+  assert main.main(["--config", "configs/dit_cfg.py", "--heartbeat_seconds", "0"]) == 2
   assert "--heartbeat_seconds is 0; it must be at least 1" in capsys.readouterr().err
   several = ["--coordinator", ADDRESS, "--num_processes", "2", "--process_id", "1"]
   assert main.main(["--mode", "prepare", "--config", "configs/dit_cfg.py", *several]) == 2
   assert "--mode prepare runs in one process, and --coordinator tells of several" in capsys.readouterr().err
+  assert main.main(["--mode", "doctor", *several]) == 2
+  assert f"takes no other arguments, not '{ADDRESS}'" in capsys.readouterr().err
+
+
+def test_doctor_looks_at_each_machine_of_a_cluster_by_itself(launcher, monkeypatch):
+  launcher(SLURM_NTASKS="4", SLURM_STEP_NODELIST="node[1-2]")
+  monkeypatch.setitem(main.MODES, "doctor", lambda config, workdir, flags: 0)
+  assert main.main(["--mode", "doctor"]) == 0 and not distributed.is_several()
+
+
+def test_an_address_alone_is_not_taken_for_one_process(launcher):
+  launcher(JAX_COORDINATOR_ADDRESS=ADDRESS)
+  with pytest.raises(UserError, match="nothing says how many processes there are: set JAX_NUM_PROCESSES"):
+    distributed.place_of()
+  launcher(JAX_NUM_PROCESSES="1", JAX_PROCESS_ID="0")
+  assert distributed.place_of() is None
 
 
 def test_flags_come_before_the_environment(launcher):
@@ -273,6 +289,19 @@ def test_when_one_is_lost_the_other_ends_and_both_can_go_on(one, tmp_path):
     assert time.monotonic() - begin < 120
   done([start(tmp_path, *TRAIN, *LONG, devices=2)])
   assert equal(last_state(tmp_path), last_state(one))
+
+
+@pytest.mark.slow
+def test_a_silent_process_is_lost_after_the_heartbeat(tmp_path):
+  processes = start_two(tmp_path, *TRAIN, *LONG, "--config.train.steps=100000")
+  try:
+    wait_for(tmp_path / "checkpoints" / "10", processes)
+    processes[1].send_signal(signal.SIGSTOP)
+    assert processes[0].wait(timeout=60) == -signal.SIGABRT
+  finally:
+    processes[1].kill()
+    texts = finish(processes)[1]
+  assert "heartbeat" in texts[0].lower(), texts[0]
 
 
 @pytest.mark.slow
