@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff import data, optim, parallel, plots
+from jaxdiff import data, distributed, optim, parallel, plots
 from jaxdiff.data import splits
 from jaxdiff.diffusion import schedules
 from jaxdiff.reporting import Shown
@@ -39,15 +39,20 @@ def make_preview(
 
   def preview(state: Any, step: int, is_last: bool = False) -> Shown:
     del step, is_last
-    found = {key: np.asarray(shares) for key, shares in measure(optim.ema_params(state), rows).items()}
-    picture = plots.accuracy_by_noise(LEVELS, found, config.model.num_classes, workdir / "accuracy.png")
+    found = {
+      key: distributed.to_host(shares) for key, shares in measure(optim.ema_params(state), rows).items()
+    }
+    shown = {}
+    if distributed.is_first():
+      where = workdir / "accuracy.png"
+      shown["accuracy"] = plots.accuracy_by_noise(LEVELS, found, config.model.num_classes, where)
     numbers = {f"{name}/{key}": float(shares.mean()) for key, shares in found.items()}
     numbers |= {
       f"{name}/{key}/noise_{level:.1f}": float(share)
       for key, shares in found.items()
       for level, share in zip(LEVELS, shares, strict=True)
     }
-    return Shown({"accuracy": picture}, numbers)
+    return Shown(shown, numbers)
 
   return preview
 

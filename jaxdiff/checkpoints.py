@@ -3,21 +3,25 @@
 A checkpoint `<workdir>/checkpoints/<step>` holds `state` (the train state), `run` (a JSON record: data position,
 data fingerprint, resolved config, random number generator) and `SHA256SUMS`.  Orbax writes to a temporary folder and
 renames it, so what carries a step's name is complete, unless a disk or a hand damaged it later: the sums tell.
+
+Several processes save and restore together, each its part of the arrays; the first compares sums, chooses the step for all
+and moves aside what is damaged.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import jax
 import orbax.checkpoint as ocp
 
-from jaxdiff import configuration, sums
+from jaxdiff import configuration, distributed, sums
 from jaxdiff.errors import UserError
 from jaxdiff.types import PyTree
 
@@ -112,24 +116,68 @@ def restore(
   `damaged/<step>`; the one before it is taken.  A checkpoint of another tree, shape, dtype or random number generator is a
   UserError: the config does not fit it, and an older one would not either.
   """
-  for step, run, stored in _readable(manager, set_aside):
-    _check_generators(abstract, run, step)
-    _check_structure(abstract, stored, step)
+  before = None
+  while True:
+    step = _by_first(manager, functools.partial(_newest_fitting, abstract, set_aside, before))
+    if step is None:
+      return None
+    arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore())
     try:
-      restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
-      return restored["state"], run
+      restored = manager.restore(step, args=arguments)
+      return restored["state"], restored["run"]
     except Exception as error:
       # Its files are as they were written, so something else is wrong, as memory.
       if sums.exist(_folder(manager, step)):
         logger.error("The checkpoint of step %d is undamaged, but could not be restored.", step)
         raise
-      _pass_over(manager, step, error, set_aside)
+      _by_first(manager, functools.partial(_pass_over, step=step, error=error, set_aside=set_aside))
+      before = step
+
+
+def _by_first(manager: Manager, look: Callable[[Manager], Any]) -> Any:
+  """What look(manager) returns in process 0, as distributed.by_first; then all know of what it has moved aside."""
+  found = distributed.by_first(lambda: _alone(manager, look))
+  manager.reload()
+  return found
+
+
+def _alone(manager: Manager, look: Callable[[Manager], Any]) -> Any:
+  """look(manager); in one of several processes with a manager that does not wait for the others'."""
+  if not distributed.is_several():
+    return look(manager)
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=0, active_processes={0}, barrier_sync_key_prefix="alone"
+  )
+  options = ocp.CheckpointManagerOptions(read_only=True, create=False, multiprocessing_options=alone)
+  with contextlib.closing(_manager(Path(str(manager.directory)).parent, options)) as own:
+    return look(own)
+
+
+def _newest_fitting(abstract: PyTree, set_aside: bool, before: int | None, manager: Manager) -> int | None:
+  """The newest step, below `before`, that is undamaged.  Raises UserError where it does not fit `abstract`."""
+  for step, run, stored in _readable(manager, set_aside, before=before):
+    _check_generators(abstract, run, step)
+    _check_structure(abstract, stored, step)
+    return step
   return None
 
 
 def latest_run(manager: Manager) -> dict[str, Any] | None:
   """The run record of the newest checkpoint whose description is readable; damaged ones are set aside."""
-  return next((run for _, run, _ in _readable(manager, set_aside=True, below="run/")), None)
+  newest = lambda alone: next((run for _, run, _ in _readable(alone, set_aside=True, below="run/")), None)
+  return _by_first(manager, newest)
+
+
+@contextlib.contextmanager
+def closing(manager: Manager) -> Iterator[None]:
+  """Closes a manager at the end; of several processes not after an error, as the others may not come to wait together."""
+  try:
+    yield
+  except BaseException:
+    if not distributed.is_several():
+      manager.close()
+    raise
+  manager.close()
 
 
 def check_same_run(manager: Manager, run: dict[str, Any], allow_change: bool) -> None:
@@ -203,13 +251,16 @@ def _paths(tree: PyTree) -> dict[str, Any]:
 
 
 def _readable(
-  manager: Manager, set_aside: bool, below: str = ""
+  manager: Manager, set_aside: bool, below: str = "", before: int | None = None
 ) -> Iterator[tuple[int, dict[str, Any], PyTree]]:
   """(step, run record, description of the state's arrays) of each checkpoint that has them, the newest first.
 
-  Its files, or those in its folder `below`, are compared with their sums first.
+  Its files, or those in its folder `below`, are compared with their sums first.  Only those of steps below `before` are looked
+  at, if it is given.
   """
   for step in sorted(manager.all_steps(), reverse=True):
+    if before is not None and step >= before:
+      continue
     try:
       record = _verified_record(manager, step, below)
       stored = manager.item_metadata(step)["state"]

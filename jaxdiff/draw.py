@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff import classifiers, configuration, control, optim, steering
+from jaxdiff import classifiers, configuration, control, distributed, optim, steering
 from jaxdiff.data import files, pixels
 from jaxdiff.diffusion import editing, samplers, schedules
 from jaxdiff.errors import UserError
@@ -120,6 +120,7 @@ def make_draw(config: Any, task: Task, place: Callable[[PyTree], PyTree]) -> Dra
 
   record=True returns the whole path.
   Shapes: index: u32[B], label: i32[B], on the host; returns u8[B,H,W,C], on the host (recorded u8[steps+1,B,H,W,C]).
+  Of several processes that share the state's devices each gives all rows, and gets all images.
   Raises UserError for a task that draws no images, and for an image or mask that cannot be read.
   """
   s = config.sample
@@ -160,7 +161,7 @@ def make_draw(config: Any, task: Task, place: Callable[[PyTree], PyTree]) -> Dra
     numbers = _sampler(s)[2]
     key = jax.random.key(s.seed)
     drawn = solve(params, state, key, rows, asked.strengths(), steer.values(), numbers, given, record)
-    return np.asarray(drawn)
+    return distributed.to_host(drawn)
 
   return draw
 

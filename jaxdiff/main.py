@@ -15,7 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxdiff import configuration, platform, reporting, signals
+import jax
+
+from jaxdiff import configuration, distributed, platform, reporting, signals, watchdog
 from jaxdiff.errors import UserError, unknown
 
 logger = logging.getLogger("jaxdiff")
@@ -30,13 +32,39 @@ def main(arguments: list[str] | None = None) -> int:
       raise unknown("mode", flags.mode, MODES)
     config, workdir = _resolve(flags)
     platform.configure(cache_dir=_cache_dir())
+    _join(flags)
     return MODES[flags.mode](config, workdir, flags)
   except UserError as error:
     logger.error("jaxdiff: %s", error)
-    return 2
+    return distributed.leave(2)
   except KeyboardInterrupt:
     logger.error("jaxdiff: stopped.")
-    return 130
+    return distributed.leave(130)
+  except Exception as error:
+    if reason := distributed.lost(error):
+      logger.error(
+        "jaxdiff: another process was lost (%s). The same command goes on from the last checkpoint.", reason
+      )
+      return distributed.leave(watchdog.STATUS)
+    if distributed.is_several():
+      logger.exception("jaxdiff: a mistake of the program's:")
+      distributed.leave(1)
+    raise
+
+
+def _join(flags: argparse.Namespace) -> None:
+  """Joins the other processes of this run, if flags or launcher tell of any.  All but the first are quiet from here on."""
+  if flags.mode in OF_THE_MACHINE:
+    return  # of each machine, whoever else looks at theirs
+  place = distributed.place_of(flags.coordinator, flags.num_processes, flags.process_id)
+  if place and flags.mode not in OF_SEVERAL:
+    raise UserError(
+      f"--mode {flags.mode} runs in one process, and {place.told_by} tells of several. Those that do not: "
+      f"{', '.join(OF_SEVERAL)}."
+    )
+  distributed.initialize(place, flags.heartbeat_seconds, flags.connect_seconds)
+  if distributed.is_several() and not distributed.is_first():
+    reporting.setup_logging(logging.WARNING, f"process {jax.process_index()}: ")
 
 
 def _train(config: Any, workdir: Path, flags: argparse.Namespace) -> int:
@@ -58,7 +86,7 @@ def _stoppable(
         mode(config, workdir, flags)
     except signals.Stopped:
       logger.info("Stopped. The same command goes on.")
-      return flags.requeue_status
+      return distributed.leave(flags.requeue_status)
     return 0
 
   return run
@@ -116,12 +144,14 @@ STATUSES = """
 exit status:
   0    done; or stopped by SIGTERM or Ctrl-C with everything saved (--requeue_status)
   2    a mistake of the user's, told in one line: config, data, disk, a loss that is not finite
-  74   a step hung (config.train.stall_factor, stall_seconds): the same command goes on from the last checkpoint
+  74   a step hung (config.train.stall_factor, stall_seconds), or another process was lost, or has not come
+       (--connect_seconds): the same command goes on from the last checkpoint
   130  stopped at once, by Ctrl-C; of a run that trains, by a second one
   1    a mistake of the program's, with a traceback; of doctor: training cannot work here
 """
 
 
+OF_SEVERAL = ("train", "sample", "evaluate")  # modes that several processes share
 OF_A_RUN = ("sample", "evaluate", "export")  # modes that work on what a run has left
 OF_THE_MACHINE = ("doctor",)  # modes that need no config
 
@@ -153,6 +183,27 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     default=0,
     help="exit with N where SIGTERM has stopped it before its end, for a supervisor to start it again; default 0",
   )
+  several = parser.add_argument_group(
+    "several processes",
+    "found by themselves under Slurm, Open MPI, Kubernetes and on TPUs; see docs/RELIABILITY.md",
+  )
+  several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens, for all to meet")
+  several.add_argument("--num_processes", metavar="N", type=int, help="how many there are")
+  several.add_argument("--process_id", metavar="I", type=int, help="which of them this is, from 0")
+  several.add_argument(
+    "--heartbeat_seconds",
+    metavar="S",
+    type=int,
+    default=distributed.HEARTBEAT_SECONDS,
+    help="a process that was silent for so long is lost, and the others end; default %(default)s",
+  )
+  several.add_argument(
+    "--connect_seconds",
+    metavar="S",
+    type=int,
+    default=distributed.CONNECT_SECONDS,
+    help="how long to wait for the others at the start; default %(default)s",
+  )
   flags, overrides = parser.parse_known_args(arguments)
   flags.overrides = overrides
   return flags
@@ -164,7 +215,7 @@ def _resolve(flags: argparse.Namespace) -> tuple[Any, Path]:
   Training reads the config file; what is done with a trained model reads the config that the workdir keeps.
   """
   if flags.mode in OF_THE_MACHINE:
-    if unused := [*filter(None, (flags.config, flags.workdir)), *flags.overrides]:
+    if unused := [*filter(None, (flags.config, flags.workdir, flags.coordinator)), *flags.overrides]:
       raise UserError(
         f"--mode {flags.mode} looks at the machine and takes no other arguments, not {unused[0]!r}."
       )

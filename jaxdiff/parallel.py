@@ -27,7 +27,7 @@ class Strategy(NamedTuple):
   place_state: Callable[[PyTree], PyTree]
   # this process's share of a batch, NumPy, to its devices
   place_batch: Callable[[PyTree], PyTree]
-  # rows to draw images for, to where a fetched state can meet them
+  # rows to draw images for, all of them known to every process, to where a fetched state can meet them
   place_rows: Callable[[PyTree], PyTree]
   # (step, state, batch), state donated
   lower: Callable[[Callable[..., Any], PyTree, PyTree], jax.stages.Lowered]
@@ -41,9 +41,10 @@ def mesh(config: Any, batch_size: int, devices: Sequence[jax.Device] | None = No
   """jit over a mesh with the axes `data` (the batch is split) and `fsdp` (batch and large state leaves are split).
 
   On one device this is plain jit.  Gradients are averaged by the compiler: the loss is a mean over the global batch.
+  The devices of a process lie beside each other: its share of a batch is a slice.
   Raises UserError when the devices do not divide by config.fsdp, or the batch by the devices.
   """
-  devices = jax.devices() if devices is None else devices
+  devices = sorted(jax.devices() if devices is None else devices, key=lambda device: device.process_index)
   if len(devices) % config.fsdp:
     raise UserError(
       f"{len(devices)} devices cannot be split into groups of {config.fsdp} (config.parallel.fsdp)."
@@ -63,6 +64,9 @@ def mesh(config: Any, batch_size: int, devices: Sequence[jax.Device] | None = No
   def place_batch(batch: PyTree) -> PyTree:
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(split, a), batch)
 
+  def place_rows(rows: PyTree) -> PyTree:
+    return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, split, lambda part: a[part]), rows)
+
   def lower(step: Callable[..., Any], state: PyTree, batch: PyTree) -> jax.stages.Lowered:
     shardings = _state_shardings(grid, state)
     jitted = jax.jit(step, donate_argnums=0, in_shardings=(shardings, split), out_shardings=(shardings, None))
@@ -72,16 +76,21 @@ def mesh(config: Any, batch_size: int, devices: Sequence[jax.Device] | None = No
     return jax.jit(function, donate_argnums=0, out_shardings=_state_shardings(grid, state))(state)
 
   return Strategy(
-    init, abstract, lambda state: state, place_batch, place_batch, lower, advance, lambda tree: tree
+    init, abstract, lambda state: state, place_batch, place_rows, lower, advance, lambda tree: tree
   )
 
 
 def pmap(config: Any, batch_size: int, devices: Sequence[jax.Device] | None = None) -> Strategy:
   """jax.pmap: every device holds a copy of the state and an equal share of the batch; gradients are averaged by pmean.
 
-  Raises UserError when the batch does not divide by the devices.
+  Raises UserError when the batch does not divide by the devices, and in one of several processes: what pmap returns there
+  is of that process alone, and no checkpoint or picture could be made of it by all.
   """
   del config
+  if jax.process_count() > 1:
+    raise UserError(
+      f"config.parallel.strategy=pmap runs in one process, and this is one of {jax.process_count()}. Use mesh."
+    )
   check_batch_size(batch_size, jax.device_count() if devices is None else len(devices))
   devices = jax.local_devices() if devices is None else devices
   one_device = jax.sharding.SingleDeviceSharding(devices[0])

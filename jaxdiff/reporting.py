@@ -43,18 +43,22 @@ class _AboveTheBar:
 class _LineFormatter(logging.Formatter):
   """The message, marked if it is a warning. (An error is the program's last line and says what it is.)"""
 
+  def __init__(self, speaker: str = ""):
+    super().__init__()
+    self._speaker = speaker
+
   def format(self, record: logging.LogRecord) -> str:
-    text = super().format(record)
+    text = self._speaker + super().format(record)
     return f"warning: {text}" if record.levelno == logging.WARNING else text
 
 
-def setup_logging(verbosity: int | str = logging.INFO) -> None:
+def setup_logging(verbosity: int | str = logging.INFO, speaker: str = "") -> None:
   """Sends the "jaxdiff" logger's messages to stderr as plain lines, and quiets the libraries below it.
 
-  Safe to call again: it replaces its own handler.
+  Each begins with `speaker`, who says it where several do.  Safe to call again: it replaces its own handler.
   """
   handler = logging.StreamHandler(_AboveTheBar())
-  handler.setFormatter(_LineFormatter())
+  handler.setFormatter(_LineFormatter(speaker))
   for old in [h for h in logger.handlers if isinstance(h.formatter, _LineFormatter)]:
     logger.removeHandler(old)
   logger.addHandler(handler)
@@ -78,7 +82,7 @@ class Progress:
     self._told_count, self._told_at = initial, time.monotonic()
     self._begin_count, self._begin_at = self._told_count, self._told_at
     self._bar = None
-    if enabled and sys.stderr.isatty():
+    if enabled and sys.stderr.isatty() and logger.isEnabledFor(logging.INFO):
       self._bar = tqdm.tqdm(
         total=total,
         initial=initial,

@@ -13,7 +13,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdiff import classifiers, control, data, fidelity, parallel, pictures, reporting, runs, steering
+from jaxdiff import (
+  classifiers,
+  control,
+  data,
+  distributed,
+  fidelity,
+  parallel,
+  pictures,
+  reporting,
+  runs,
+  steering,
+)
 from jaxdiff.draw import Draw, check, make_draw, times
 from jaxdiff.reporting import Shown
 from jaxdiff.tasks import process
@@ -62,6 +73,8 @@ def run(config: Any, workdir: Path) -> None:
     for drawn in draw_all(make_draw(config, task, strategy.place_rows), state, label, batch_size):
       images.append(drawn)
       bar.update(len(drawn))
+  if not distributed.is_first():
+    return
   every, number, look = np.concatenate(images), np.arange(s.num), fidelity.make(config)
   pictures.save_npz(workdir / "samples.npz", every, label)
   tiles = look.tiles(every[:MAX_TILES], number[:MAX_TILES])
@@ -94,7 +107,8 @@ def make_preview(
       few = label[: _multiple(FILM_ROWS)]
       frames = draw(state, np.arange(len(few)), few, record=True)
       shown["denoising"] = pictures.film_strip(frames, visited, _named(few, names))
-      pictures.save_png(workdir / "denoising.png", shown["denoising"])
+      if distributed.is_first():
+        pictures.save_png(workdir / "denoising.png", shown["denoising"])
     return Shown(shown, look.numbers(images, number))
 
   return preview
@@ -128,8 +142,9 @@ def make_bounds_preview(
 
 
 def save_grid(path: Path, images: np.ndarray, label: np.ndarray, names: Sequence[str]) -> np.ndarray:
-  """Saves a labelled grid of images and returns it, u8[H,W,3]."""
-  return pictures.grid(images, _named(label[: len(images)], names), path=path)
+  """Saves a labelled grid of images, of several processes in the first, and returns it, u8[H,W,3]."""
+  where = path if distributed.is_first() else None
+  return pictures.grid(images, _named(label[: len(images)], names), path=where)
 
 
 def _named(label: np.ndarray, names: Sequence[str]) -> list[str]:

@@ -1,12 +1,16 @@
-"""Ctrl-C and SIGTERM as a request to stop soon, with everything saved."""
+"""Ctrl-C and SIGTERM as a request to stop soon, with everything saved; of several processes all stop at the same step."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
 
 logger = logging.getLogger("jaxdiff")
 
@@ -23,6 +27,10 @@ class StopRequest:
 
   def __bool__(self) -> bool:
     return self.signal is not None
+
+  def reached(self) -> bool:
+    """Whether to stop here.  Of several processes each has to ask equally often."""
+    return bool(self)
 
   @contextlib.contextmanager
   def interrupts(self) -> Iterator[None]:
@@ -45,12 +53,49 @@ class StopRequest:
       raise Stopped
 
 
+class JointStopRequest(StopRequest):
+  """The request of several processes, whichever of them the signal has come to.
+
+  JAX's runtime takes SIGTERM, for which it must have the only handler, and tells all processes where to stop: where the one
+  that has asked most often asks next.  So the request is set by asking; in between nothing is cut short.
+  """
+
+  _asked = 0
+
+  def reached(self) -> bool:
+    # Not the number of the step: a signal that comes before the first one of a resumed run would wait for step 1.
+    self._asked += 1
+    if not self and multihost_utils.reached_preemption_sync_point(self._asked):
+      self.signal = signal.SIGTERM
+      logger.info("SIGTERM: all processes stop here, with everything saved.")
+    return bool(self)
+
+  @contextlib.contextmanager
+  def interrupts(self) -> Iterator[None]:
+    if self:
+      raise Stopped
+    yield
+
+  def _take(self, number: int) -> None:
+    """Ctrl-C: passed on as SIGTERM; a second one stops at once."""
+    if self._may_interrupt:
+      raise KeyboardInterrupt
+    self._may_interrupt = True
+    logger.warning("SIGINT: stopping soon, with everything saved. Ctrl-C stops at once.")
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 @contextlib.contextmanager
 def stop_request() -> Iterator[StopRequest]:
   """Within this context the first SIGINT or SIGTERM sets the request; a second SIGINT stops at once.
 
   The handlers that were there before are put back at the end.
   """
+  if jax.process_count() > 1:
+    joint = JointStopRequest()
+    with _handling(joint, signal.SIGINT):
+      yield joint
+    return
   request = StopRequest()
   with _handling(request, signal.SIGINT, signal.SIGTERM):
     yield request

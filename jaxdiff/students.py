@@ -14,7 +14,18 @@ import jax
 import numpy as np
 import optax
 
-from jaxdiff import checkpoints, configuration, data, draw, optim, parallel, pictures, sample, tasks
+from jaxdiff import (
+  checkpoints,
+  configuration,
+  data,
+  distributed,
+  draw,
+  optim,
+  parallel,
+  pictures,
+  sample,
+  tasks,
+)
 from jaxdiff.evaluation import quick
 from jaxdiff.files import write_atomically
 from jaxdiff.reporting import Shown, read_metrics
@@ -51,14 +62,15 @@ def make_preview(
     label = sample.labels(own, own.sample.num + -own.sample.num % jax.device_count())
     drawing = draw.make_draw(own, own_task, strategy.place_rows)
     images, seconds = timed(drawing, student, label)
-    pictures.save_npz(folder / "samples.npz", images, label)
+    if distributed.is_first():
+      pictures.save_npz(folder / "samples.npz", images, label)
     shown = {
       f"steps_{num_steps:04d}": sample.save_grid(folder / "samples.png", images, label, source.label_names)
     }
     numbers = {"student/num_steps": float(num_steps), "student/seconds_per_image": seconds}
     if quick.is_wanted(own):
       numbers |= quick.make_preview(own, own_task, strategy, source, folder)(student, step).numbers
-    if is_last:
+    if is_last and distributed.is_first():
       shown["rounds"] = through_rounds(workdir)
       write_table(workdir, step, numbers)
     told = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items() if name != "student/num_steps")
@@ -94,14 +106,20 @@ def student_of(own: Any, state: Any) -> tuple[Task, TrainState]:
 
 def export(folder: Path, own: Any, student: TrainState, step: int, names: tuple[str, ...]) -> None:
   """Writes a run; config.json last, so that what has one is whole.  What lies there of a round that was killed is replaced."""
-  if jax.process_index() == 0 and folder.exists():
-    shutil.rmtree(folder)
-  checkpoints.prepare_workdir(folder)
+  distributed.by_first(lambda: _empty(folder))
   record = {"config": own.to_dict(), "label_names": list(names), "data": {}}
   with contextlib.closing(checkpoints.open_manager(folder)) as manager:
     checkpoints.save(manager, step, student, record)
     checkpoints.finish(manager)
-  write_atomically(folder / "config.json", lambda file: file.write(configuration.to_json(own).encode()))
+  if distributed.is_first():
+    write_atomically(folder / "config.json", lambda file: file.write(configuration.to_json(own).encode()))
+
+
+def _empty(folder: Path) -> None:
+  """Makes a folder, without what lay there."""
+  if folder.exists():
+    shutil.rmtree(folder)
+  checkpoints.prepare_workdir(folder)
 
 
 def timed(drawing: draw.Draw, state: Any, label: np.ndarray) -> tuple[np.ndarray, float]:
@@ -123,8 +141,6 @@ def through_rounds(workdir: Path) -> np.ndarray:
 
 def write_table(workdir: Path, step: int, numbers: Mapping[str, float]) -> None:
   """Writes rounds.md: a row for each student, of metrics.jsonl and, for the last one, at this step, of numbers."""
-  if jax.process_index() != 0:
-    return
   rows: dict[float, dict[str, float]] = {}
   for logged in [*read_metrics(workdir / "metrics.jsonl"), {"step": step, **numbers}]:
     rows.setdefault(logged["step"], {}).update(logged)

@@ -21,6 +21,7 @@ from jaxdiff import (
   checkpoints,
   configuration,
   data,
+  distributed,
   goodput,
   locks,
   metrics,
@@ -55,12 +56,13 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> sign
   Leaves there: config.json, metrics.jsonl, TensorBoard events, checkpoints/, loss.png and the task's pictures.
   Raises UserError for what the user can mend: config, data, disk, a loss that is not finite.
   """
-  t, is_first = config.train, jax.process_index() == 0
+  t, is_first = config.train, distributed.is_first()
   clock = goodput.Clock()
   with contextlib.ExitStack() as stack:
     stop = stack.enter_context(signals.stop_request())
     with clock.spent("start"):
-      checkpoints.prepare_workdir(workdir)
+      distributed.by_first(lambda: checkpoints.prepare_workdir(workdir))
+      distributed.check_shared(workdir)
       source = data.load(config.data.source, config.data.split, skip_unreadable=config.data.skip_unreadable)
       data.check_labels(source, config.model.num_classes)
       tx = optim.make_optimizer(config.optim, *tasks.stages(config))
@@ -69,25 +71,24 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> sign
       check_microbatches(t.microbatches, t.batch_size, jax.device_count())
       preview = previews.make(config, task, strategy, source, workdir)
       run = _record(config, source)
-      if is_first:
-        stack.enter_context(locks.hold(workdir))
+      distributed.by_first(lambda: stack.enter_context(locks.hold(workdir)))
       manager = checkpoints.open_manager(workdir, t.keep_checkpoints, t.keep_every)
-      stack.callback(manager.close)
+      stack.enter_context(checkpoints.closing(manager))
       checkpoints.check_same_run(manager, run, allow_config_change)
       make_state = functools.partial(tasks.initial_state, config, task)
       with clock.spent("checkpoint"):
         restored = checkpoints.restore(manager, strategy.abstract(make_state))
       state = strategy.place_state(restored[0]) if restored else starts.fresh_state(config, task, strategy)
       start = int(strategy.fetch(state.step))
-      shows_again = _unshown(workdir) == start
+      shows_again = distributed.by_first(lambda: _unshown(workdir)) == start
       if start >= t.steps and not shows_again:
         logger.info(
           "This run is complete: %d of %d steps (config.train.steps) in %s.", start, t.steps, workdir
         )
         return None
-      write_atomically(
-        workdir / "config.json", lambda file: file.write(configuration.to_json(config).encode())
-      )
+      if is_first:
+        text = configuration.to_json(config).encode()
+        write_atomically(workdir / "config.json", lambda file: file.write(text))
       batches = stack.enter_context(contextlib.closing(_batches(source, config, strategy, start)))
       batch = next(batches)
     if _stops_early(stop):
@@ -124,7 +125,7 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> sign
       with clock.spent("data", only_if=window.is_over):
         batch = next(batches)
       dog.beat()
-      ends = number == t.steps or bool(stop)
+      ends = stop.reached() or number == t.steps
       saves = ends or number % t.checkpoint_every == 0 or number in task.stages
       shows = preview.due(number)
       if saves or shows:
@@ -198,9 +199,10 @@ def _batches(
 
 def _stops_early(stop: signals.StopRequest) -> bool:
   """Whether a signal came before the first step."""
-  if stop:
-    logger.info("Stopped before a step was taken: nothing is lost. The same command starts again.")
-  return bool(stop)
+  if not stop.reached():
+    return False
+  logger.info("Stopped before a step was taken: nothing is lost. The same command starts again.")
+  return True
 
 
 def _show(
@@ -221,10 +223,12 @@ def _show(
     with stop.interrupts() if may_be_cut else contextlib.nullcontext():
       shown = preview.show(strategy.fetch(state), number)
   except signals.Stopped:
-    write_atomically(workdir / UNSHOWN, lambda file: file.write(str(number).encode()))
+    if distributed.is_first():
+      write_atomically(workdir / UNSHOWN, lambda file: file.write(str(number).encode()))
     return False
   log.show(number, shown)
-  (workdir / UNSHOWN).unlink(missing_ok=True)
+  if distributed.is_first():
+    (workdir / UNSHOWN).unlink(missing_ok=True)
   return True
 
 

@@ -29,6 +29,7 @@ LAYERS = {
     "platform",
     "configuration",
     "signals",
+    "distributed",
     "locks",
     "goodput",
     "watchdog",

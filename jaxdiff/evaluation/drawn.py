@@ -14,9 +14,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from jaxdiff import optim, pictures, reporting, sample
+from jaxdiff import distributed, optim, pictures, reporting, sample
 from jaxdiff.data.base import digest
 from jaxdiff.draw import Draw
 from jaxdiff.evaluation import images
@@ -63,7 +62,7 @@ def draw(
   width += -width % devices
   starts = range(0, len(label), batch_size)[jax.process_index() :: jax.process_count()]
   mine = sum(len(label[start : start + batch_size]) for start in starts)
-  with reporting.progress(mine, desc=desc, enabled=jax.process_index() == 0) as bar:
+  with reporting.progress(mine, desc=desc) as bar:
     for start in starts:
       here = label[start : start + batch_size]
       if not _holds(_file(place, start), here):
@@ -71,8 +70,7 @@ def draw(
         drawn = drawing(state, index, np.resize(here, width))
         pictures.save_npz(_file(place, start), drawn[: len(here)], here)
       bar.update(len(here))
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(f"drawn {place.name}")
+  distributed.wait_for_all(f"drawn {place.name}")
   return of_folder(place, label, batch_size)
 
 

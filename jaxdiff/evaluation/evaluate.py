@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdiff import draw, parallel, runs, steering
+from jaxdiff import distributed, draw, parallel, runs, steering
 from jaxdiff.errors import UserError, unknown
 from jaxdiff.evaluation import drawn, features, figures, images, reference, report, scorer, show
 from jaxdiff.evaluation.features import Extractor
@@ -58,7 +58,7 @@ def run(config: Any, workdir: Path) -> None:
   restored = restore(config, workdir)
   scoring = scorer.make(config, extractor, workdir)
   for subject in subjects(config, workdir, restored):
-    if jax.process_index():
+    if not distributed.is_first():
       continue  # it has drawn its share; the first process scores
     scored = scorer.score(scoring, subject.images)
     said = subject.settings | scorer.settings(config, scoring, subject.images)
@@ -104,7 +104,8 @@ def make_reference(config: Any, extractor: Extractor) -> None:
   path, split = Path(config.eval.make_reference).expanduser(), reference.split(config)
   reference.check_name(path)
   made = reference.of_split(config, split, extractor, None)
-  reference.save(path, made)
+  if distributed.is_first():
+    reference.save(path, made)
   logger.info("Wrote %s: %s of %d images (%s).", path, extractor.name, made.num, split)
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdiff import data, reporting
+from jaxdiff import data, distributed, reporting
 from jaxdiff.data import transforms
 from jaxdiff.data.base import digest
 from jaxdiff.errors import UserError
@@ -65,7 +65,7 @@ def of_split(config: Any, split: str, extractor: Extractor, cache: Path | None) 
   with reporting.progress(len(source), desc=f"features of {split}") as bar:
     found = gather.gather(batches, len(source), extractor, tell=bar.update)
   made = of_gathered(found, extractor, resize(config.data, extractor), mark)
-  if file:
+  if file and distributed.is_first():
     save(file, made)
   return made
 

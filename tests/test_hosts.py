@@ -1,0 +1,415 @@
+"""Several processes as one run: two real ones on this machine, over the loopback; and how they are told of each other."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from jaxdiff import distributed, locks, main, parallel
+from jaxdiff.errors import UserError
+from tests import small
+from tests.test_main import equal, last_state
+
+LAUNCHERS = ("JAX_", "SLURM_", "OMPI_", "KUBERNETES_", "JOB_COMPLETION_INDEX", "TPU_", "MEGASCALE_")
+ADDRESS = "10.0.0.1:8476"
+AGAIN, HUNG = 85, 74
+
+
+@pytest.fixture
+def launcher(monkeypatch):
+  """A function that sets what a launcher leaves in the environment, of which there is nothing else."""
+  for name in os.environ:
+    if name.startswith(LAUNCHERS):
+      monkeypatch.delenv(name)
+  monkeypatch.setattr(distributed, "has_tpu", lambda: False)
+  return lambda **variables: [monkeypatch.setenv(name, value) for name, value in variables.items()]
+
+
+# How processes are told of each other
+
+
+def test_a_process_of_its_own_is_not_joined_with_any(launcher, monkeypatch):
+  joined = []
+  monkeypatch.setattr(distributed.jax.distributed, "initialize", lambda *args, **kwargs: joined.append(args))
+  assert distributed.place_of() is None
+  distributed.initialize(None)
+  assert not joined and not distributed.is_several()
+  assert distributed.leave(2) == 2
+
+
+@pytest.mark.parametrize(
+  ("flags", "words"),
+  [
+    (
+      (ADDRESS, None, None),
+      "--num_processes and --process_id are missing: a process of several needs --coord",
+    ),
+    ((None, 2, 0), "--coordinator is missing: a process of several needs --coordinator HOST:PORT"),
+    (("10.0.0.1", 2, 0), "--coordinator is '10.0.0.1'; give HOST:PORT of process 0"),
+    (("10.0.0.1:99999", 2, 0), "--coordinator is '10.0.0.1:99999'; give HOST:PORT"),
+    ((ADDRESS, 0, 0), "--num_processes is 0; it must be at least 1"),
+    ((ADDRESS, 2, 2), r"--process_id is 2; the processes of 2 \(--num_processes\) are 0 to 1"),
+    ((ADDRESS, 2, -1), "--process_id is -1; the processes of 2"),
+  ],
+)
+def test_flags_that_do_not_make_a_whole_are_told(flags, words, launcher):
+  with pytest.raises(UserError, match=words):
+    distributed.place_of(*flags)
+
+
+def test_the_command_line_tells_it_in_one_line(launcher, capsys):
+  assert main.main(["--config", "configs/dit_cfg.py", "--num_processes", "2"]) == 2
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) == 1 and lines[0].startswith("jaxdiff: --coordinator and --process_id are missing")
+  assert main.main(["--config", "configs/dit_cfg.py", "--heartbeat_seconds", "0"]) == 2
+  assert "--heartbeat_seconds is 0; it must be at least 1" in capsys.readouterr().err
+  several = ["--coordinator", ADDRESS, "--num_processes", "2", "--process_id", "1"]
+  assert main.main(["--mode", "prepare", "--config", "configs/dit_cfg.py", *several]) == 2
+  assert "--mode prepare runs in one process, and --coordinator tells of several" in capsys.readouterr().err
+  assert main.main(["--mode", "doctor", *several]) == 2
+  assert f"takes no other arguments, not '{ADDRESS}'" in capsys.readouterr().err
+
+
+def test_doctor_looks_at_each_machine_of_a_cluster_by_itself(launcher, monkeypatch):
+  launcher(SLURM_NTASKS="4", SLURM_STEP_NODELIST="node[1-2]")
+  monkeypatch.setitem(main.MODES, "doctor", lambda config, workdir, flags: 0)
+  assert main.main(["--mode", "doctor"]) == 0 and not distributed.is_several()
+
+
+def test_an_address_alone_is_not_taken_for_one_process(launcher):
+  launcher(JAX_COORDINATOR_ADDRESS=ADDRESS)
+  with pytest.raises(UserError, match="nothing says how many processes there are: set JAX_NUM_PROCESSES"):
+    distributed.place_of()
+  launcher(JAX_NUM_PROCESSES="1", JAX_PROCESS_ID="0")
+  assert distributed.place_of() is None
+
+
+def test_flags_come_before_the_environment(launcher):
+  launcher(SLURM_NTASKS="4", SLURM_STEP_NODELIST="node[1-2]")
+  assert distributed.place_of(ADDRESS, 2, 1) == distributed.Place("--coordinator", ADDRESS, 2, 1)
+  assert distributed.place_of(ADDRESS, 1, 0) is None, "the only process there is"
+
+
+def test_slurm(launcher):
+  launcher(SLURM_NTASKS="4", SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_JOB_ID="7")
+  assert distributed.place_of() is None, "the shell of a batch script is no task"
+  launcher(SLURM_STEP_NODELIST="node[1-2]")
+  assert distributed.place_of() == distributed.Place("Slurm")
+  launcher(SLURM_NTASKS="1")
+  assert distributed.place_of() is None
+
+
+def test_open_mpi(launcher):
+  launcher(OMPI_COMM_WORLD_SIZE="1", OMPI_COMM_WORLD_RANK="0")
+  assert distributed.place_of() is None
+  launcher(OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="1")
+  with pytest.raises(UserError, match="does not say where the first one is: set JAX_COORDINATOR_ADDRESS"):
+    distributed.place_of()
+  launcher(JAX_COORDINATOR_ADDRESS=ADDRESS)
+  assert distributed.place_of() == distributed.Place("Open MPI", ADDRESS, 2, 1)
+  launcher(OMPI_MCA_orte_hnp_uri="1531576320.0;tcp://10.96.0.1:34911")
+  assert distributed.place_of() == distributed.Place("Open MPI")
+
+
+def test_kubernetes(launcher, monkeypatch):
+  launcher(KUBERNETES_SERVICE_HOST="10.0.0.9", JOB_COMPLETION_INDEX="1")
+  monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: None)
+  assert distributed.place_of() is None, "without its package nobody can ask the cluster"
+  monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: object())
+  assert distributed.place_of() == distributed.Place("Kubernetes")
+  launcher(JAX_NUM_PROCESSES="2")
+  with pytest.raises(UserError, match="JAX_NUM_PROCESSES is set, but not JAX_COORDINATOR_ADDRESS"):
+    distributed.place_of()
+  launcher(JAX_COORDINATOR_ADDRESS=ADDRESS)
+  assert distributed.place_of() == distributed.Place("JAX_COORDINATOR_ADDRESS", ADDRESS, 2, 1)
+  launcher(JAX_NUM_PROCESSES="two")
+  with pytest.raises(UserError, match="JAX_NUM_PROCESSES is 'two'; give a whole number"):
+    distributed.place_of()
+
+
+def test_tpus(launcher, monkeypatch):
+  launcher(TPU_WORKER_HOSTNAMES="localhost")
+  assert distributed.place_of() is None
+  launcher(MEGASCALE_NUM_SLICES="2")
+  assert distributed.place_of() == distributed.Place("the TPU's metadata")
+  launcher(MEGASCALE_NUM_SLICES="1", TPU_WORKER_HOSTNAMES="t-0,t-1")
+  assert distributed.place_of() == distributed.Place("the TPU's metadata")
+  monkeypatch.delenv("TPU_WORKER_HOSTNAMES")
+  asked = []
+  monkeypatch.setattr(distributed, "_tpu_workers", lambda: asked.append(1) or "a:b:10.0.0.1,c:d:10.0.0.2")
+  assert distributed.place_of() is None and not asked, "a machine without chips asks nobody"
+  monkeypatch.setattr(distributed, "has_tpu", lambda: True)
+  assert distributed.place_of() == distributed.Place("the TPU's metadata")
+
+
+def test_a_taken_port_is_told():
+  with socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+    port = server.getsockname()[1]
+    with pytest.raises(UserError, match=rf"process 0 cannot listen at port {port} of 127.0.0.1:{port}"):
+      distributed.initialize(distributed.Place("--coordinator", f"127.0.0.1:{port}", 2, 0))
+
+
+def test_one_process_decides_for_itself():
+  seen = object()  # no JSON: nothing is sent anywhere
+  assert distributed.by_first(lambda: seen) is seen
+  with pytest.raises(UserError, match="no"):
+    distributed.by_first(lambda: (_ for _ in ()).throw(UserError("no")))
+
+
+def test_pmap_is_of_one_process(monkeypatch):
+  monkeypatch.setattr(parallel.jax, "process_count", lambda: 2)
+  with pytest.raises(
+    UserError, match="config.parallel.strategy=pmap runs in one process, and this is one of 2"
+  ):
+    parallel.make(small.config("dit", "parallel.strategy=pmap").parallel, 8)
+
+
+# Two processes
+
+TRAIN = (
+  "--config", "configs/dit_cfg.py", *(f"--{line}" for line in small.arguments()), "--requeue_status", str(AGAIN),
+)  # fmt: skip
+LONG = (
+  "--config.train.checkpoint_every=10", "--config.train.sample_every=0", "--config.train.steps=100",
+  "--config.optim.decay=constant", "--config.sample.num=10",
+)  # fmt: skip
+
+
+def start(workdir, *arguments, devices=1, joined=(), variables=()):
+  flags = f"--xla_force_host_platform_device_count={devices} --xla_cpu_collective_call_terminate_timeout_seconds=300"
+  environment = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHERS) or k == "JAX_PLATFORMS"}
+  environment |= {"XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"]}
+  environment |= dict(variables)
+  command = [sys.executable, "-m", "jaxdiff.main", *joined, "--workdir", str(workdir), *arguments]
+  return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def start_two(workdir, *arguments, devices=1, count=2):
+  port = free_port()
+  joined = ("--coordinator", f"127.0.0.1:{port}", "--num_processes", str(count), "--heartbeat_seconds", "10")
+  return [
+    start(workdir, *arguments, devices=devices, joined=(*joined, "--process_id", str(i)))
+    for i in range(count)
+  ]
+
+
+def free_port():
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    return server.getsockname()[1]
+
+
+def finish(processes):
+  """(their exit statuses, what they said)."""
+  try:
+    texts = [process.communicate(timeout=240)[1] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  return [process.returncode for process in processes], texts
+
+
+def done(processes):
+  statuses, texts = finish(processes)
+  assert statuses == [0] * len(processes), "\n".join(texts)
+  return texts
+
+
+def wait_for(path, processes, seconds=200):
+  deadline = time.monotonic() + seconds
+  while not path.exists():
+    assert all(p.poll() is None for p in processes), f"{path} did not appear:\n" + finish(processes)[1][0]
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+
+
+def steps_saved(workdir):
+  return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def losses(workdir):
+  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return {row["step"]: row["loss"] for row in rows}
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+  """What one process with two devices leaves after 100 steps."""
+  os.chdir(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+  workdir = tmp_path_factory.mktemp("one")
+  done([start(workdir, *TRAIN, *LONG, devices=2)])
+  return workdir
+
+
+@pytest.mark.slow
+def test_two_processes_are_the_run_of_one(one, tmp_path):
+  first, second = done(start_two(tmp_path, *TRAIN, *LONG))
+  assert "Done: 100 steps" in first and "2 x cpu (cpu), 2 process(es)" in first
+  assert "Done" not in second and "train " not in second, "only the first one tells"
+  assert equal(last_state(tmp_path), last_state(one))
+  assert losses(tmp_path) == losses(one)
+  assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in one.iterdir())
+
+
+def disturb(workdir, hit, number, after):
+  """Sends a signal to some of two processes once the step `after` is saved; their exit statuses and what they said."""
+  processes = start_two(workdir, *TRAIN, *LONG)
+  wait_for(workdir / "checkpoints" / str(after), processes)
+  for i in hit:
+    processes[i].send_signal(number)
+  return finish(processes)
+
+
+@pytest.mark.slow
+def test_sigterm_to_any_saves_the_same_step_in_all(one, tmp_path):
+  for hit, after in (((1,), 10), ((0, 1), 40)):
+    statuses, texts = disturb(tmp_path, hit, signal.SIGTERM, after)
+    assert statuses == [AGAIN, AGAIN], "\n".join(texts)
+    stopped = int(re.search(r"Stopped after step (\d+), saved", texts[0])[1])
+    assert steps_saved(tmp_path)[-1] == stopped < 100, "the signal came too late to test anything"
+  done([start(tmp_path, *TRAIN, *LONG, devices=2)])
+  assert equal(last_state(tmp_path), last_state(one))
+
+
+@pytest.mark.slow
+def test_when_one_is_lost_the_other_ends_and_both_can_go_on(one, tmp_path):
+  for lost, after in ((1, 10), (0, 40)):
+    begin = time.monotonic()
+    statuses, texts = disturb(tmp_path, (lost,), signal.SIGKILL, after)
+    assert statuses[lost] == -signal.SIGKILL, "it came too late to test anything"
+    assert statuses[1 - lost] not in (0, 2), "\n".join(texts)
+    assert statuses[1 - lost] != HUNG or "another process was lost" in texts[1 - lost]
+    assert time.monotonic() - begin < 120
+  done([start(tmp_path, *TRAIN, *LONG, devices=2)])
+  assert equal(last_state(tmp_path), last_state(one))
+
+
+@pytest.mark.slow
+def test_a_silent_process_is_lost_after_the_heartbeat(tmp_path):
+  processes = start_two(tmp_path, *TRAIN, *LONG, "--config.train.steps=100000")
+  try:
+    wait_for(tmp_path / "checkpoints" / "10", processes)
+    processes[1].send_signal(signal.SIGSTOP)
+    assert processes[0].wait(timeout=60) == -signal.SIGABRT
+  finally:
+    processes[1].kill()
+    texts = finish(processes)[1]
+  assert "heartbeat" in texts[0].lower(), texts[0]
+
+
+@pytest.mark.slow
+def test_the_number_of_processes_may_change(one, tmp_path):
+  for count, steps in ((1, 20), (2, 40), (1, 100)):
+    arguments = (*TRAIN, *LONG, f"--config.train.steps={steps}", "--allow_config_change")
+    done([start(tmp_path, *arguments, devices=2)] if count == 1 else start_two(tmp_path, *arguments))
+    assert steps_saved(tmp_path)[-1] == steps
+  assert equal(last_state(tmp_path), last_state(one))
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_passed_over_by_all(one, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(one, workdir)
+  victim = max((workdir / "checkpoints" / "100" / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
+  text = bytearray(victim.read_bytes())
+  text[len(text) // 2] ^= 1
+  victim.write_bytes(text)
+  first, second = done(start_two(workdir, *TRAIN, *LONG))
+  assert "The checkpoint of step 100 is damaged" in first and "damaged" not in second
+  assert "The one before it, of step 90, is taken" in first and (workdir / "damaged" / "100").is_dir()
+  assert equal(last_state(workdir), last_state(one))
+
+
+@pytest.mark.slow
+def test_sampling_draws_the_same_images(one, tmp_path):
+  command = ("--mode", "sample", "--config.sample.num=13", "--config.sample.batch_size=8")
+  drawn = {}
+  for count in (1, 2):
+    workdir = tmp_path / str(count)
+    shutil.copytree(one, workdir)
+    done([start(workdir, *command, devices=2)] if count == 1 else start_two(workdir, *command))
+    with np.load(workdir / "samples.npz", allow_pickle=False) as file:
+      drawn[count] = {name: file[name] for name in file}
+  assert drawn[1]["arr_0"].shape == (13, 8, 8, 1)
+  for name, wanted in drawn[1].items():
+    np.testing.assert_array_equal(drawn[2][name], wanted)
+
+
+@pytest.mark.slow
+def test_an_evaluation_gives_the_same_figures(one, tmp_path):
+  command = (
+    "--mode", "evaluate", "--config.sample.batch_size=8", "--config.eval.num=40", "--config.eval.features=pixels",
+  )  # fmt: skip
+  rows = {}
+  for count in (1, 2):
+    workdir = tmp_path / str(count)
+    shutil.copytree(one, workdir)
+    texts = done([start(workdir, *command)] if count == 1 else start_two(workdir, *command))
+    assert "draw 40/40" in texts[0] if count == 1 else "draw 24/24" in texts[0], "each draws its share"
+    rows[count] = json.loads((workdir / "evaluation.json").read_text())
+  assert rows[1] == rows[2]
+
+
+@pytest.mark.slow
+def test_a_mistake_of_the_users_ends_all_with_its_status(tmp_path):
+  statuses, texts = finish(start_two(tmp_path, *TRAIN, "--config.parallel.strategy=pmap"))
+  assert statuses == [2, 2]
+  assert all(
+    "config.parallel.strategy=pmap runs in one process, and this is one of 2" in text for text in texts
+  )
+
+
+@pytest.mark.slow
+def test_a_workdir_that_is_not_shared_is_told_by_all(tmp_path):
+  first, second = tmp_path / "first", tmp_path / "second"
+  joined = ("--coordinator", f"127.0.0.1:{free_port()}", "--num_processes", "2", "--process_id")
+  processes = [start(path, *TRAIN, joined=(*joined, str(i))) for i, path in enumerate((first, second))]
+  statuses, texts = finish(processes)
+  assert statuses == [2, 2], "\n".join(texts)
+  assert all("process 1 of 2 does not see the workdir" in text and "--workdir" in text for text in texts)
+  assert list(first.iterdir()) == [] and not second.exists()
+
+
+@pytest.mark.slow
+def test_a_second_run_in_the_workdir_is_refused_in_all_processes(tmp_path):
+  with locks.hold(tmp_path):
+    statuses, texts = finish(start_two(tmp_path, *TRAIN))
+  assert statuses == [2, 2] and all("trains in" in text for text in texts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_that_stays_alone_says_where_it_waited(index, tmp_path):
+  address = f"127.0.0.1:{free_port()}"
+  joined = ("--coordinator", address, "--num_processes", "2", "--process_id", str(index))
+  statuses, texts = finish([start(tmp_path, *TRAIN, "--connect_seconds", "3", joined=joined)])
+  assert statuses == [HUNG]
+  assert texts[0].startswith(
+    f"jaxdiff: process {index} of 2 has not met the others at {address} (--coordinator)"
+  )
+  assert len(texts[0].splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_slurms_variables_make_one_run(tmp_path):
+  """As srun sets them, with a node that is this machine; the port is of the job's number."""
+  job = free_port() % 4096
+  slurm = {"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_JOB_ID": str(job)}
+  processes = [
+    start(
+      tmp_path,
+      *TRAIN,
+      *LONG,
+      "--config.train.steps=4",
+      variables=slurm | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)},
+    )
+    for i in range(2)
+  ]
+  assert "2 process(es)" in done(processes)[0]
