@@ -42,6 +42,7 @@ LAYERS = {
     "steering",
     "control",
     "doctor",
+    "plan",
     "fidelity",
     "classifiers",
     "runs",
