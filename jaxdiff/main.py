@@ -132,9 +132,9 @@ exit status:
 """
 
 
-TO_TRAIN = ("train", "plan")  # modes whose config takes over what the run that it starts from has settled
 OF_A_RUN = ("sample", "evaluate", "export")  # modes that work on what a run has left
 OF_THE_MACHINE = ("doctor",)  # modes that need no config
+TO_TRAIN = ("train", "plan")  # modes whose config takes over what the run that it starts from has settled
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
