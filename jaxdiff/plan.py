@@ -66,20 +66,22 @@ def make(config: Any) -> Plan:
   count, budget, microbatches = config.plan.devices, config.plan.memory_gib * GIB, config.train.microbatches
   group = _checked_group(config)
   devices = _devices(count if group > 1 else 1)
-  config, remarks = _compilable(config, devices)
+  compiled, remarks = _compilable(config, devices)
   size = config.train.batch_size
-  state, step = abstract(config)
+  state, _ = abstract(_changed(compiled, {"model.scan": config.model.get("scan")}))
   held = state_bytes(state, parallel.shardings(config.parallel, count, state))
   room, share = budget - sum(held.values()), size // count
+
+  like_state, step = abstract(compiled)
 
   @functools.cache
   def measure(examples: int) -> float:
     """Bytes of a device beside the state, with so many examples on each."""
     batch = abstract_batch(config, examples * len(devices))
-    return tree_bytes(batch) / len(devices) + step_bytes(step, state, batch, devices, group)
+    return tree_bytes(batch) / len(devices) + step_bytes(step, like_state, batch, devices, group)
 
   with ThreadPoolExecutor(1) as pool:  # beside the compiler, which does not hold Python's lock
-    counted = pool.submit(step_flops, config)
+    counted = pool.submit(step_flops, compiled)
     line = grown(measure, share, room, microbatches)
   batch = tree_bytes(abstract_batch(config, share))
   held |= {"batch": batch, "activations": measure(share) - batch}
@@ -259,17 +261,26 @@ def _devices(count: int) -> Sequence[jax.Device]:
 
 def _compilable(config: Any, devices: Sequence[jax.Device]) -> tuple[Any, tuple[str, ...]]:
   """The config as these devices' compiler can compile it, and what makes its figures differ from those of others."""
-  remarks: tuple[str, ...] = ()
+  model, changes, remarks = config.model, dict[str, Any](), list[str]()
   if devices[0].platform != "cpu":
-    return config, remarks
-  if config.model.dtype != "float32":
-    remarks += (
-      f"The CPU's compiler computes {config.model.dtype} in float32: elsewhere activations take less, down to half.",
+    return config, ()
+  if model.dtype != "float32":
+    remarks.append(
+      f"The CPU's compiler computes {model.dtype} in float32: elsewhere activations take less, down to half."
     )
-  if config.model.attention == "cudnn":
-    config = _changed(config, {"model.attention": "xla"})
-    remarks += ("Attention is planned without cuDNN's, which keeps no matrices of tokens by tokens.",)
-  return config, remarks
+  if model.attention == "cudnn":
+    changes["model.attention"] = "xla"
+    remarks.append("Attention is planned without cuDNN's, which keeps no matrices of tokens by tokens.")
+  if model.remat != "none" and "scan" in model:
+    changes["model.scan"] = (
+      True  # elsewhere the CPU's compiler finds that two parts are alike, and computes them once
+    )
+    remarks.append(
+      "Planned with config.model.scan: the CPU's compiler keeps to config.model.remat only in a loop."
+    )
+  elif model.remat != "none":
+    remarks.append("The CPU's compiler does not keep to config.model.remat: elsewhere activations take less.")
+  return _changed(config, changes), tuple(remarks)
 
 
 def _source(share: int, line: Line, devices: Sequence[jax.Device]) -> str:

@@ -172,6 +172,21 @@ def test_the_table_names_what_takes_most(capsys, monkeypatch):
   assert "at 4 images a device" in text and "bfloat16 in float32" in text and "without cuDNN's" in text
 
 
+def test_what_is_computed_again_is_not_kept():
+  """On a CPU only in a loop, which the plan therefore makes of the blocks."""
+  config = small.config("dit", "model.depth=6", "plan.devices=1", "train.batch_size=64", "model.remat=full")
+  compiled, remarks = plan._compilable(config, jax.devices()[:1])
+  assert compiled.model.scan and not config.model.scan and "config.model.remat only in a loop" in remarks[0]
+  taken = {}
+  for remat in ("none", "full"):
+    compiled.model.remat = remat
+    state, step = plan.abstract(compiled)
+    taken[remat] = plan.step_bytes(step, state, plan.abstract_batch(compiled, 64), jax.devices()[:1], 1)
+  assert taken["full"] < 0.5 * taken["none"]
+  unet = small.config("unet", "model.remat=full")
+  assert "does not keep to config.model.remat" in plan._compilable(unet, jax.devices()[:1])[1][0]
+
+
 def test_what_does_not_fit_is_told(capsys, monkeypatch):
   flat(monkeypatch)
   status, text = run("plan.devices=1", "plan.memory_gib=0.0001", capsys=capsys)
