@@ -94,6 +94,10 @@ def get_config() -> ConfigDict:
   c.parallel.strategy = "mesh"
   c.parallel.fsdp = 1  # devices that share one copy of the state (mesh only)
 
+  c.plan = ConfigDict()  # --mode plan tells what a run takes on devices that are not here
+  c.plan.devices = 8  # how many
+  c.plan.memory_gib = 80.0  # GiB that a run may take of each
+
   c.sample = ConfigDict()  # how images are drawn, by --mode sample and while training: see docs/samplers.md
   c.sample.num = 100  # images
   c.sample.labels = ()  # repeated in this order; empty: all classes in turn

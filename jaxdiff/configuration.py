@@ -21,8 +21,8 @@ from jaxdiff.errors import UserError
 
 # (section, key) -> value in configs of earlier versions -> the same today
 RENAMED: dict[tuple[str, str], dict[Any, str]] = {("model", "remat"): {False: "none", True: "full"}}
-# The sections that say nothing of what is trained: what is done with a trained model, what is recorded on the way.
-AFTERWARDS = ("sample", "eval", "export", "profile")
+# The sections that say nothing of what is trained: what is done with a trained model, recorded on the way, planned before.
+AFTERWARDS = ("sample", "eval", "export", "profile", "plan")
 BASE = Path(__file__).resolve().parent.parent / "configs" / "base.py"
 
 

@@ -1,6 +1,6 @@
 """The command line: python -m jaxdiff.main --config configs/dit_cfg.py[:preset] [--config.key=value ...].
 
-Modes: train (default), sample, evaluate, prepare, export, doctor.  A mistake of the user's is answered by one line and exit
+Modes: train (default), sample, evaluate, prepare, export, plan, doctor.  A mistake of the user's is answered by one line and exit
 status 2; STATUSES lists the others.
 """
 
@@ -124,6 +124,15 @@ def _export(config: Any, workdir: Path, flags: argparse.Namespace) -> None:
   runs.export(config, workdir)
 
 
+def _plan(config: Any, workdir: Path, flags: argparse.Namespace) -> int:
+  del workdir
+  from jaxdiff import plan, starts
+
+  starts.override(config, flags.overrides)
+  logger.info("%s", plan.text(plan.make(config)))
+  return 0
+
+
 def _doctor(config: Any, workdir: Path, flags: argparse.Namespace) -> int:
   del config, workdir, flags
   from jaxdiff import doctor
@@ -137,6 +146,7 @@ MODES: dict[str, Callable[[Any, Path, argparse.Namespace], int]] = {
   "evaluate": _stoppable(_evaluate),
   "prepare": _stoppable(_prepare),
   "export": _stoppable(_export),
+  "plan": _plan,
   "doctor": _doctor,
 }
 
@@ -154,6 +164,7 @@ exit status:
 OF_SEVERAL = ("train", "sample", "evaluate")  # modes that several processes share
 OF_A_RUN = ("sample", "evaluate", "export")  # modes that work on what a run has left
 OF_THE_MACHINE = ("doctor",)  # modes that need no config
+TO_TRAIN = ("train", "plan")  # modes whose config takes over what the run that it starts from has settled
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -171,7 +182,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   )
   parser.add_argument("--workdir", metavar="DIR", help="where results lie; default checkpoints/<config name>")
   parser.add_argument(
-    "--mode", default="train", help="train (default) | sample | evaluate | prepare | export | doctor"
+    "--mode", default="train", help="train (default) | sample | evaluate | prepare | export | plan | doctor"
   )
   parser.add_argument(
     "--allow_config_change", action="store_true", help="go on with a run although its config has changed"
@@ -229,7 +240,7 @@ def _resolve(flags: argparse.Namespace) -> tuple[Any, Path]:
     raise UserError("give a config, as in --config configs/dit_cfg.py, or the --workdir of an earlier run.")
   if config is None or (flags.mode in OF_A_RUN and (workdir / "config.json").is_file()):
     config = configuration.of_run(workdir)
-  if flags.mode != "train":  # which also takes over what the run that it starts from has settled: _train
+  if flags.mode not in TO_TRAIN:
     configuration.override(config, flags.overrides)
   return config, workdir
 

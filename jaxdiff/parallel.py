@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdiff.errors import UserError, unknown
@@ -45,10 +45,7 @@ def mesh(config: Any, batch_size: int, devices: Sequence[jax.Device] | None = No
   Raises UserError when the devices do not divide by config.fsdp, or the batch by the devices.
   """
   devices = sorted(jax.devices() if devices is None else devices, key=lambda device: device.process_index)
-  if len(devices) % config.fsdp:
-    raise UserError(
-      f"{len(devices)} devices cannot be split into groups of {config.fsdp} (config.parallel.fsdp)."
-    )
+  check_groups(len(devices), config.fsdp)
   check_batch_size(batch_size, len(devices))
   # Built by hand: jax.make_mesh changed its default axis types between the versions of JAX in use.
   grid = Mesh(np.asarray(devices).reshape(-1, config.fsdp), ("data", "fsdp"))
@@ -137,7 +134,34 @@ def check_batch_size(batch_size: int, devices: int) -> None:
     )
 
 
-def _state_shardings(grid: Mesh, state: PyTree) -> PyTree:
+def check_groups(devices: int, fsdp: int) -> None:
+  """Raises UserError when devices cannot be split evenly into groups that share one copy of the state."""
+  if fsdp < 1 or devices % fsdp:
+    raise UserError(f"{devices} devices cannot be split into groups of {fsdp} (config.parallel.fsdp).")
+
+
+def group_size(config: Any, devices: int) -> int:
+  """How many of so many devices share one copy of the state.
+
+  Raises UserError for an unknown strategy, and where the devices cannot be split like that.
+  """
+  if config.strategy not in STRATEGIES:
+    raise unknown("parallel strategy", config.strategy, STRATEGIES)
+  fsdp = config.fsdp if config.strategy == "mesh" else 1
+  check_groups(devices, fsdp)
+  return fsdp
+
+
+def shardings(config: Any, devices: int, state: PyTree) -> PyTree:
+  """How the strategy of a config places each leaf of a state on so many devices, which need not be here: NamedShardings.
+
+  Raises UserError as group_size.
+  """
+  group = group_size(config, devices)
+  return _state_shardings(AbstractMesh((devices // group, group), ("data", "fsdp")), state)
+
+
+def _state_shardings(grid: Mesh | AbstractMesh, state: PyTree) -> PyTree:
   """Large leaves split over `fsdp` along their largest divisible dimension; all else replicated."""
   count = grid.shape["fsdp"]
 

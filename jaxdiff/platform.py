@@ -20,6 +20,7 @@ FUSION_VERSIONS = (
   (0, 10, 2),
   (0, 13),
 )  # jaxlib, from and below: XLA ends a process for a value it does not know
+DEVICES_FLAG = "--xla_force_host_platform_device_count"
 ACCELERATORS = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "jax_rocm60_plugin")
 
 
@@ -42,6 +43,13 @@ def xla_flags(given: str, version: tuple[int, ...], on_cpu: bool) -> str:
   if FUSION_FLAG in given or not on_cpu or not oldest <= version < newest:
     return given
   return f"{given} {FUSION_FLAG}={FUSION_TYPES}".strip()
+
+
+def simulate(devices: int) -> None:
+  """Lets the CPU pass for so many devices, unless XLA_FLAGS say already for how many.  Has to run before the first JAX array."""
+  given = os.environ.get("XLA_FLAGS", "")
+  if DEVICES_FLAG not in given:
+    os.environ["XLA_FLAGS"] = f"{given} {DEVICES_FLAG}={devices}".strip()
 
 
 def jaxlib_version() -> tuple[int, ...]:

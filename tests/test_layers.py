@@ -43,6 +43,7 @@ LAYERS = {
     "steering",
     "control",
     "doctor",
+    "plan",
     "fidelity",
     "classifiers",
     "runs",

@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# A Cloud TPU slice of one or many hosts, without Kubernetes: make it, train on all of its workers, delete it.
+#
+#   launch/tpu_pod.sh create
+#   launch/tpu_pod.sh run --config configs/dit_cfg.py:imagenet64        on all workers, in the background
+#   launch/tpu_pod.sh logs                                              what worker 0 tells; Ctrl-C leaves it running
+#   launch/tpu_pod.sh stop                                              saves, and ends
+#   launch/tpu_pod.sh delete                                            costs end here
+#   launch/tpu_pod.sh keep --config ...                                 create and run, again after each preemption, to the end;
+#                                                                       a slice that is READY it only watches
+#
+# The commit that is checked out is what runs. Needs gcloud, and an NFS share (Filestore) in the slice's network.
+set -eu
+
+NAME=${NAME:-jaxdiff}
+ZONE=${ZONE:-us-west4-a}
+TYPE=${TYPE:-v5litepod-16}
+VERSION=${VERSION:-v2-alpha-tpuv5-lite} # the runtime that TYPE asks for
+SPOT=${SPOT:-1}                         # 1: cheaper, and taken away at any time; 0: not
+SHARE=${SHARE:-}                        # HOST:/PATH of the NFS share, mounted at /shared
+WORKDIR=${WORKDIR:-/shared/runs/$NAME}
+RESTARTS=${RESTARTS:-10}                # of launch/again.sh on the workers
+PAUSE=${PAUSE:-60}                      # seconds between two looks of `keep`
+
+tpu() {
+  local verb=$1
+  shift
+  gcloud compute tpus tpu-vm "$verb" "$@" --zone "$ZONE"
+}
+
+on_all() {
+  tpu ssh "$NAME" --worker=all --command "$1"
+}
+
+create() {
+  local archive spot=()
+  [ "$SPOT" = 0 ] || spot=(--spot)
+  tpu create "$NAME" --accelerator-type "$TYPE" --version "$VERSION" ${spot[@]+"${spot[@]}"}
+  archive=$(mktemp -d)/jaxdiff.tar.gz
+  git -C "$(dirname "${BASH_SOURCE[0]}")/.." archive --format=tar.gz -o "$archive" HEAD
+  tpu scp "$archive" "$NAME:" --worker=all
+  rm -r "$(dirname "$archive")"
+  on_all "set -e; mkdir -p jaxdiff; tar -xzf jaxdiff.tar.gz -C jaxdiff; python3 -m pip install -q --user uv
+    ~/.local/bin/uv venv -q --allow-existing --python 3.12 jaxdiff/.venv
+    ~/.local/bin/uv pip install -q --python jaxdiff/.venv/bin/python -r jaxdiff/requirements-tpu.txt
+    sudo apt-get install -qy nfs-common; sudo mkdir -p /shared
+    mountpoint -q /shared || sudo mount -t nfs '$SHARE' /shared"
+}
+
+run() {
+  local arguments
+  printf -v arguments ' %q' --workdir "$WORKDIR" --requeue_status 75 "$@"
+  on_all "cd jaxdiff; rm -f run.status; export RESTARTS=$RESTARTS JAX_COMPILATION_CACHE_DIR=/shared/xla_cache
+    nohup bash -c 'echo \$\$ > run.pid; launch/again.sh .venv/bin/python -m jaxdiff.main \"\$@\"; echo \$? > run.status' run$arguments \
+      > run.log 2>&1 < /dev/null &"
+}
+
+keep() {
+  local status
+  while :; do
+    if [ "$(state)" != READY ]; then
+      [ -z "$(state)" ] || tpu delete "$NAME" --quiet
+      create
+      run "$@"
+    fi
+    sleep "$PAUSE"
+    status=$(tpu ssh "$NAME" --worker=0 --command 'cat jaxdiff/run.status 2>/dev/null' || true)
+    case $status in
+      '') ;;
+      75) # SIGTERM: by a preemption, which takes a moment, or by `stop`
+        sleep "$PAUSE"
+        [ "$(state)" != READY ] || exit "$status"
+        ;;
+      *) exit "$status" ;;
+    esac
+  done
+}
+
+state() {
+  tpu describe "$NAME" --format='value(state)' 2>/dev/null || true
+}
+
+command=${1:-help}
+[ $# = 0 ] || shift
+case $command in
+  create | keep)
+    [ -n "$SHARE" ] || { echo "SHARE is not set: HOST:/PATH of an NFS share, where all workers write." >&2; exit 2; }
+    "$command" "$@"
+    ;;
+  run) run "$@" ;;
+  logs) tpu ssh "$NAME" --worker=0 --command 'tail -n 50 -F jaxdiff/run.log' ;;
+  stop)
+    # shellcheck disable=SC2016 # the workers expand it
+    on_all 'pkill -TERM -P "$(cat jaxdiff/run.pid)"' # again.sh, which passes it on
+    ;;
+  delete) tpu delete "$NAME" --quiet ;;
+  *)
+    sed -n '2,/^set/{/^#/!d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}" >&2
+    exit 2
+    ;;
+esac
