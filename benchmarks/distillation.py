@@ -1,11 +1,11 @@
 """Quality against steps: students of a progressive distillation, and their teacher with DDIM and DPM-Solver++ 2M.
 
-python -m benchmarks.distillation --teacher checkpoints/dit_digits --students checkpoints/distill_digits \
-  --judge checkpoints/classifier_clean [--num 2000]
+python -m benchmarks.distillation --teacher checkpoints/digits_dit --students checkpoints/distill_digits \
+  --judge checkpoints/digits_judge [--num 2000]
 
 Of each, --num images are scored: Frechet distance in the features of --judge (a run of configs/classifier_cfg.py:clean), and
-the share that it takes for the class asked for.  The teacher is guided as its students were taught to be
-(config.distill.guidance).  Then the milliseconds that an image takes: the guided teacher in 50 steps, students in 4 and 1.
+the share that it takes for the class asked for.  The teacher is guided at its students' scale: that built
+into them (config.distill.guidance), or the one they are drawn with (config.sample.guidance).  Then the milliseconds that an image takes: the guided teacher in 50 steps, students in 4 and 1.
 Prints tables and draws --out.  Runs are copied first: the workdirs stay as they are.
 """
 
@@ -74,7 +74,9 @@ def steps_of(workdir: Path) -> list[int]:
 
 
 def guidance_of(workdir: Path) -> float:
-  return configuration.of_run(workdir).distill.guidance
+  """The scale of what the students draw: built in, or given as they are drawn from."""
+  config = configuration.of_run(workdir)
+  return config.distill.guidance if config.distill.guidance != 1 else config.sample.guidance
 
 
 def table(found: Curves) -> str:
