@@ -52,7 +52,7 @@ def planned(what: Case) -> Point:
   """Bytes that the compiler plans for a step."""
   from benchmarks.suite import ours
 
-  _, facts = ours.compiled(lambda: ours.lowered(what))
+  _, facts = ours.compiled(what, lambda: ours.lowered(what))
   return {"bytes": facts["planned_bytes"]}
 
 

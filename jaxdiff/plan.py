@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdiff import optim, parallel, platform, tasks
+from jaxdiff import flops, optim, parallel, platform, tasks
 from jaxdiff.data import hints
 from jaxdiff.errors import UserError
 from jaxdiff.train_step import TrainStep, check_microbatches, make_train_step
@@ -150,8 +150,7 @@ def step_flops(config: Any) -> float | None:
   """
   config = _changed(config, {"train.microbatches": 1, "model.scan": False})
   state, step = abstract(config)
-  cost = jax.jit(step).lower(state, abstract_batch(config, config.train.batch_size)).cost_analysis()
-  return (cost or {}).get("flops") or None
+  return flops.on_host(step, state, abstract_batch(config, config.train.batch_size))
 
 
 def abstract_batch(config: Any, size: int) -> PyTree:

@@ -22,6 +22,7 @@ from jaxdiff import (
   configuration,
   data,
   distributed,
+  flops,
   goodput,
   locks,
   metrics,
@@ -174,7 +175,8 @@ def _compile(
 ) -> Callable[..., Any]:
   """The compiled step; tells what the run is and how long compiling took."""
   lowered = strategy.lower(train_step, state, batch)
-  logger.info(summary.describe(config, strategy.fetch(state.params), lowered, num_examples))
+  counted = flops.count(lowered, train_step, state, batch)
+  logger.info(summary.describe(config, strategy.fetch(state.params), counted, num_examples))
   begin = time.monotonic()
   compiled = lowered.compile()
   logger.info("Compiled in %.1f s.", time.monotonic() - begin)

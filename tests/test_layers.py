@@ -34,6 +34,7 @@ LAYERS = {
     "goodput",
     "watchdog",
     "profiling",
+    "flops",
   },
   2: {"tasks", "train_step", "summary", "weights", "onnx_model", "exported", "toy", "explain"},
   3: {

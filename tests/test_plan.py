@@ -121,9 +121,10 @@ def test_xl_2_has_its_published_size_and_none_of_it_is_made():
 def test_flops_are_those_that_a_run_tells_and_loops_do_not_hide_any():
   config = small.config("dit")
   flops = plan.step_flops(config)
-  assert f"{flops / 1e9:,.1f} GFLOP" in summary.describe(
-    config, plan.abstract(config)[0].params, lowered(config), 1
-  )
+  placed = lowered(config).cost_analysis()["flops"]  # on several devices, which pass on a few numbers more
+  assert flops == pytest.approx(placed, rel=1e-4)
+  told = summary.describe(config, plan.abstract(config)[0].params, flops, 1)
+  assert f"{flops / 1e9:,.1f} GFLOP" in told
   looped = plan.step_flops(small.config("dit", "train.microbatches=2", "model.scan=true"))
   assert looped == flops
   assert plan.step_flops(small.config("dit", "train.batch_size=16")) == pytest.approx(2 * flops, rel=0.05)

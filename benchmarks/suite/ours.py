@@ -27,6 +27,7 @@ from benchmarks.suite.runner import Runner, resident_memory, scratch
 from configs import base, controlnet_cfg, distill_cfg
 from jaxdiff import configuration, optim, parallel, tasks
 from jaxdiff.diffusion import guidance, samplers, schedules
+from jaxdiff.flops import count
 from jaxdiff.train_step import TrainStep, make_train_step
 from jaxdiff.types import Cond
 
@@ -85,19 +86,27 @@ def compiled_step(case: Case) -> tuple[Callable[..., Any], Any, Any, dict[str, A
   task, strategy = tasks.make(c, tx), one_device(case, c)
   state = strategy.init(functools.partial(tasks.initial_state, c, task))
   batch = strategy.place_batch(host_batch(case, c))
-  step, facts = compiled(lambda: strategy.lower(train_step(c, task, tx), state, batch))
+  step, facts = compiled(case, lambda: strategy.lower(train_step(c, task, tx), state, batch))
   return step, state, batch, facts | {"parameters": size(state.params)}
 
 
-def lowered(case: Case) -> jax.stages.Lowered:
-  """What the compiler is given of a case's computation, from shapes alone."""
+def abstract(case: Case) -> tuple[Any, ...]:
+  """A case's computation as (function, *arguments), the state by its shapes."""
   c = config(case)
   tx = optim.make_optimizer(c.optim, *tasks.stages(c))
   task, batch = tasks.make(c, tx), host_batch(case, c)
   state = jax.eval_shape(functools.partial(tasks.initial_state, c, task))
   if case.kind == "sample":
-    return drawing(case, task).lower(state.params, 2, batch["label"])
-  return one_device(case, c).lower(train_step(c, task, tx), state, batch)
+    return drawing(case, task), state.params, np.int32(2), batch["label"]
+  return train_step(c, task, tx), state, batch
+
+
+def lowered(case: Case) -> jax.stages.Lowered:
+  """What the compiler is given of a case's computation, from shapes alone."""
+  function, *args = abstract(case)
+  return (
+    function.lower(*args) if case.kind == "sample" else one_device(case, config(case)).lower(function, *args)
+  )
 
 
 def drawing(case: Case, task: Any) -> Any:
@@ -114,13 +123,13 @@ def drawing(case: Case, task: Any) -> Any:
   return draw
 
 
-def compiled(lower: Callable[[], jax.stages.Lowered]) -> tuple[Any, dict[str, Any]]:
+def compiled(case: Case, lower: Callable[[], jax.stages.Lowered]) -> tuple[Any, dict[str, Any]]:
   """(what a program compiles to, facts): the seconds that took, FLOPs and bytes by the compiler's account."""
   start = time.perf_counter()
   given = lower()
   program = given.compile()
   facts: dict[str, Any] = {"compile_s": time.perf_counter() - start}
-  facts |= {"flops_lowered": flops.counted(given), "flops_compiled": flops.counted(program)}
+  facts |= {"flops_lowered": count(given, *abstract(case)), "flops_compiled": flops.counted(program)}
   with contextlib.suppress(NotImplementedError, RuntimeError, AttributeError):
     plan = program.memory_analysis()
     facts["planned_bytes"] = (
@@ -152,7 +161,7 @@ def sample(case: Case) -> Runner:
   # Parameters alone: optimizer and average would count as memory.
   params = one_device(case, c).init(lambda: tasks.initial_state(c, task).params)
   label = jnp.asarray(host_batch(case, c)["label"])
-  program, facts = compiled(lambda: drawing(case, task).lower(params, 2, label))
+  program, facts = compiled(case, lambda: drawing(case, task).lower(params, 2, label))
 
   def run() -> dict[str, float]:
     program(params, 2, label).block_until_ready()

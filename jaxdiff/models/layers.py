@@ -95,13 +95,17 @@ def flash_where_it_can(q: Array) -> Implementation:
   tokens, channels = q.shape[1], q.shape[-1]
   half = q.dtype in (jnp.bfloat16, jnp.float16)
   fits = half and tokens > 1 and channels % 8 == 0 and channels <= 128
-  return "cudnn" if fits and has_flash_attention() else "xla"
+  return "cudnn" if fits and has_flash_attention(default_device()) else "xla"
 
 
-@functools.cache
-def has_flash_attention() -> bool:
-  """Whether this process computes on NVIDIA GPUs of compute capability 8.0 or newer."""
-  device = jax.devices()[0]
+def default_device() -> jax.Device:
+  """Where arrays go that are not placed: jax.default_device, else the first device."""
+  chosen = jax.default_device.value
+  return jax.devices(chosen)[0] if chosen is None or isinstance(chosen, str) else chosen
+
+
+def has_flash_attention(device: jax.Device) -> bool:
+  """Whether it is an NVIDIA GPU of compute capability 8.0 or newer."""
   if device.platform not in ("gpu", "cuda") or "cuda" not in device.client.platform_version:
     return False
   return float(device.compute_capability) >= 8.0

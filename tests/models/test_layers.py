@@ -20,7 +20,7 @@ from jaxdiff.models import layers
   ],
 )
 def test_auto_takes_flash_attention_where_it_works(dtype, shape, flash, chosen, monkeypatch):
-  monkeypatch.setattr(layers, "has_flash_attention", lambda: flash)
+  monkeypatch.setattr(layers, "has_flash_attention", lambda device: flash)
   asked = []
   monkeypatch.setattr(
     jax.nn, "dot_product_attention", lambda q, k, v, implementation: asked.append(implementation)
@@ -32,4 +32,4 @@ def test_auto_takes_flash_attention_where_it_works(dtype, shape, flash, chosen, 
 
 
 def test_a_cpu_has_no_flash_attention():
-  assert not layers.has_flash_attention.__wrapped__()
+  assert not layers.has_flash_attention(jax.devices()[0])
