@@ -105,6 +105,8 @@ def plot(found: Curves, path: Path) -> None:
   axis.set(xscale="log", yscale="log", xlabel="steps", ylabel="Frechet distance, classifier features")
   axis.set_xticks(sorted({steps for row in found.values() for steps in row}), minor=False)
   axis.xaxis.set_major_formatter("{x:g}")
+  axis.yaxis.set_major_formatter("{x:g}")
+  axis.yaxis.set_minor_formatter("{x:g}")
   axis.grid(color="#e6e6e6")
   axis.legend()
   path.parent.mkdir(parents=True, exist_ok=True)
