@@ -80,6 +80,9 @@ def get_config() -> ConfigDict:
   c.train.checkpoint_every = 1000  # steps between checkpoints
   c.train.keep_checkpoints = 2  # the newest ones that stay
   c.train.keep_every = 0  # steps; checkpoints divisible by it stay for ever; 0: none
+  # a loss so many times its median in the last 10 logs: back to a checkpoint before, and on past those batches; 0: never
+  c.train.spike_factor = 0.0
+  c.train.max_rollbacks = 3  # of a run, so; one more spike ends it
   # a step that takes so many times the run's median, and at least stall_seconds, has hung: exit status 74; 0: never
   c.train.stall_factor = 20.0
   c.train.stall_seconds = 600.0  # seconds that a step may take in any case

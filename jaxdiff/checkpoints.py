@@ -14,6 +14,7 @@ import contextlib
 import functools
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -104,6 +105,15 @@ def finish(manager: Manager) -> None:
     manager.wait_until_finished()
   except Exception as error:
     raise _failed(manager, error) from error
+
+
+def drop_after(workdir: Path, step: int) -> int:
+  """Deletes the checkpoints of later steps than this one; returns the newest step that is left, 0 where there is none."""
+  folders = {int(path.name): path for path in (workdir / FOLDER).iterdir() if path.name.isdigit()}
+  for number in sorted(folders, reverse=True):
+    if number > step:
+      shutil.rmtree(folders.pop(number))
+  return max(folders, default=0)
 
 
 def restore(

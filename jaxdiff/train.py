@@ -33,6 +33,7 @@ from jaxdiff import (
   profiling,
   reporting,
   signals,
+  spikes,
   starts,
   summary,
   tasks,
@@ -57,10 +58,22 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> sign
   Leaves there: config.json, metrics.jsonl, TensorBoard events, checkpoints/, loss.png and the task's pictures.
   Raises UserError for what the user can mend: config, data, disk, a loss that is not finite.
   """
-  t, is_first = config.train, distributed.is_first()
   clock = goodput.Clock()
+  with signals.stop_request() as stop:
+    while True:
+      try:
+        return _train(config, workdir, allow_config_change, clock, stop)
+      except spikes.Spike as spike:
+        undo = functools.partial(spikes.roll_back, spike, workdir, config.train.max_rollbacks)
+      distributed.by_first(undo)
+
+
+def _train(
+  config: Any, workdir: Path, allow_config_change: bool, clock: goodput.Clock, stop: signals.StopRequest
+) -> signal.Signals | None:
+  """As train, up to the first spike of the loss, which it raises in all processes."""
+  t, is_first = config.train, distributed.is_first()
   with contextlib.ExitStack() as stack:
-    stop = stack.enter_context(signals.stop_request())
     with clock.spent("start"):
       distributed.by_first(lambda: checkpoints.prepare_workdir(workdir))
       distributed.check_shared(workdir)
@@ -90,7 +103,9 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> sign
       if is_first:
         text = configuration.to_json(config).encode()
         write_atomically(workdir / "config.json", lambda file: file.write(text))
-      batches = stack.enter_context(contextlib.closing(_batches(source, config, strategy, start)))
+      rollbacks = spikes.of_json(distributed.by_first(lambda: spikes.resume(workdir, start)))
+      ahead = rollbacks.at(start)
+      batches = stack.enter_context(contextlib.closing(_batches(source, config, strategy, start + ahead)))
       batch = next(batches)
     if _stops_early(stop):
       return stop.signal
@@ -98,7 +113,9 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> sign
       made = make_train_step(task, tx, config.optim.skip_norm, t.microbatches)
       step = _compile(made, state, batch, strategy, config, len(source))
     window, watch = metrics.Window(), metrics.Stopwatch(start)
-    bad = metrics.BadSteps(config.optim.max_bad_steps, restored[1].get("skipped", 0) if restored else 0)
+    kept = restored[1] if restored else {}
+    bad = metrics.BadSteps(config.optim.max_bad_steps, kept.get("skipped", 0))
+    detector = spikes.Detector(t.spike_factor, task.stages, kept.get("windows", ()))
     dog = watchdog.Watchdog(t.stall_factor, t.stall_seconds)
 
     @contextlib.contextmanager
@@ -110,7 +127,9 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> sign
     log = stack.enter_context(reporting.open_log(workdir, resume_step=start, enabled=is_first))
     bar = stack.enter_context(reporting.progress(t.steps, initial=start, enabled=is_first))
     stack.enter_context(watchdog.watching(dog))
-    report = functools.partial(_report, log, bar, watch, clock, bad, manager, config)
+    report = functools.partial(
+      _report, log, bar, watch, clock, bad, detector, rollbacks.times, manager, config
+    )
     show = functools.partial(_show, preview, strategy, log, stop, workdir)
     if shows_again and not stop:
       with beside("preview"):
@@ -144,8 +163,9 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> sign
       # Not after a bad step: where all are bad, the saves of a lost run would drive out those of a good one.
       if saves and (ends or not bad.includes(number)):
         with beside("checkpoint"):
-          position = {"examples": number * t.batch_size, "skipped": bad.total}
-          checkpoints.save(manager, number, strategy.fetch(state), run | position)
+          position = {"examples": (number + ahead) * t.batch_size, "skipped": bad.total}
+          windows = {"windows": detector.windows}
+          checkpoints.save(manager, number, strategy.fetch(state), run | position | windows)
       if ends:  # as decided above: a signal that has come since is served after the next step
         break
     with beside("checkpoint"):
@@ -186,7 +206,7 @@ def _compile(
 def _batches(
   source: data.Source, config: Any, strategy: parallel.Strategy, start: int
 ) -> Generator[Batch, None, None]:
-  """The run's batches from step `start` on, each already on its way to the devices."""
+  """The run's batches from number `start` on, each already on its way to the devices."""
   stream = data.stream(
     source,
     config.data,
@@ -248,11 +268,13 @@ def _report(
   watch: metrics.Stopwatch,
   clock: goodput.Clock,
   bad: metrics.BadSteps,
+  detector: spikes.Detector,
+  rollbacks: int,
   manager: checkpoints.Manager,
   config: Any,
   row: metrics.Row | None,
 ) -> None:
-  """Shows and logs the means of a few steps.  Raises UserError when too many in a row were bad."""
+  """Shows and logs the means of a few steps.  Raises UserError when too many in a row were bad, and a Spike of the loss."""
   if row is None:
     return
   first = bad.add(row.bad_steps)
@@ -260,9 +282,14 @@ def _report(
     raise _lost(first, manager, config)
   if row.bad_steps:
     logger.warning("Skipped, as %s: step %s.", _why(config), ", ".join(map(str, row.bad_steps)))
+  spike = detector.add(row.step, row.means["loss"])
+  if spike:  # in all processes: means are those of the global batch
+    checkpoints.finish(manager)
+    raise spike
   rate = watch.rate(row.step) * config.train.batch_size
   skipped = {"skipped": bad.total}
-  log.scalars(row.step, row.means | skipped | {"images_per_s": rate} | clock.numbers())
+  undone = {"rollbacks": rollbacks} if rollbacks else {}
+  log.scalars(row.step, row.means | skipped | undone | {"images_per_s": rate} | clock.numbers())
   others = {name: mean for name, mean in row.means.items() if name != "learning_rate" and "/" not in name}
   bar.show(**{"loss": row.means["loss"]} | others | (skipped if bad.total else {}), images_per_s=rate)
 

@@ -29,6 +29,7 @@ LAYERS = {
     "platform",
     "configuration",
     "signals",
+    "spikes",
     "distributed",
     "locks",
     "goodput",
