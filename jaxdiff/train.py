@@ -1,7 +1,7 @@
 """The one training loop: every task, model and parallel strategy runs through it.
 
-Order at the start: config and source are checked, the state is restored or made, the data stream starts where that
-state stopped, the step is compiled. Order after a step: log, show, advance to the next stage, save, stop.
+At the start the run is opened (resume.py) and its step compiled. Order after a step: log, show, advance to the next stage, save,
+stop.
 """
 
 from __future__ import annotations
@@ -11,43 +11,32 @@ import functools
 import logging
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxdiff import (
   checkpoints,
-  configuration,
-  data,
   distributed,
   flops,
   goodput,
-  locks,
   metrics,
-  optim,
   parallel,
   plots,
-  previews,
   profiling,
   reporting,
   signals,
   spikes,
-  starts,
   summary,
-  tasks,
   watchdog,
 )
 from jaxdiff.errors import UserError
 from jaxdiff.files import write_atomically
-from jaxdiff.train_step import TrainStep, check_microbatches, make_train_step
+from jaxdiff.resume import UNSHOWN, Run, open_run
+from jaxdiff.train_step import TrainStep
 from jaxdiff.types import Batch
 
 logger = logging.getLogger("jaxdiff")
-
-
-UNSHOWN = "unshown"  # a file in the workdir: the step whose pictures and numbers a signal has cut short
 
 
 def train(config: Any, workdir: Path, allow_config_change: bool = False) -> signal.Signals | None:
@@ -75,47 +64,18 @@ def _train(
   t, is_first = config.train, distributed.is_first()
   with contextlib.ExitStack() as stack:
     with clock.spent("start"):
-      distributed.by_first(lambda: checkpoints.prepare_workdir(workdir))
-      distributed.check_shared(workdir)
-      source = data.load(config.data.source, config.data.split, skip_unreadable=config.data.skip_unreadable)
-      data.check_labels(source, config.model.num_classes)
-      tx = optim.make_optimizer(config.optim, *tasks.stages(config))
-      task = tasks.make(config, tx)
-      strategy = parallel.make(config.parallel, t.batch_size)
-      check_microbatches(t.microbatches, t.batch_size, jax.device_count())
-      preview = previews.make(config, task, strategy, source, workdir)
-      run = _record(config, source)
-      distributed.by_first(lambda: stack.enter_context(locks.hold(workdir)))
-      manager = checkpoints.open_manager(workdir, t.keep_checkpoints, t.keep_every)
-      stack.enter_context(checkpoints.closing(manager))
-      checkpoints.check_same_run(manager, run, allow_config_change)
-      make_state = functools.partial(tasks.initial_state, config, task)
-      with clock.spent("checkpoint"):
-        restored = checkpoints.restore(manager, strategy.abstract(make_state))
-      state = strategy.place_state(restored[0]) if restored else starts.fresh_state(config, task, strategy)
-      start = int(strategy.fetch(state.step))
-      shows_again = distributed.by_first(lambda: _unshown(workdir)) == start
-      if start >= t.steps and not shows_again:
-        logger.info(
-          "This run is complete: %d of %d steps (config.train.steps) in %s.", start, t.steps, workdir
-        )
+      run = open_run(config, workdir, allow_config_change, clock, stack)
+      if run is None:
         return None
-      if is_first:
-        text = configuration.to_json(config).encode()
-        write_atomically(workdir / "config.json", lambda file: file.write(text))
-      rollbacks = spikes.of_json(distributed.by_first(lambda: spikes.resume(workdir, start)))
-      ahead = rollbacks.at(start)
-      batches = stack.enter_context(contextlib.closing(_batches(source, config, strategy, start + ahead)))
-      batch = next(batches)
+      batch = next(run.batches)
     if _stops_early(stop):
       return stop.signal
+    task, state = run.task, run.state
     with clock.spent("compile"):
-      made = make_train_step(task, tx, config.optim.skip_norm, t.microbatches)
-      step = _compile(made, state, batch, strategy, config, len(source))
-    window, watch = metrics.Window(), metrics.Stopwatch(start)
-    kept = restored[1] if restored else {}
-    bad = metrics.BadSteps(config.optim.max_bad_steps, kept.get("skipped", 0))
-    detector = spikes.Detector(t.spike_factor, task.stages, kept.get("windows", ()))
+      step = _compile(run.train_step, state, batch, run.strategy, config, run.num_examples)
+    window, watch = metrics.Window(), metrics.Stopwatch(run.step)
+    bad = metrics.BadSteps(config.optim.max_bad_steps, run.kept.get("skipped", 0))
+    detector = spikes.Detector(t.spike_factor, task.stages, run.kept.get("windows", ()))
     dog = watchdog.Watchdog(t.stall_factor, t.stall_seconds)
 
     @contextlib.contextmanager
@@ -124,30 +84,28 @@ def _train(
       with clock.spent(kind), watch.paused(), dog.paused():
         yield
 
-    log = stack.enter_context(reporting.open_log(workdir, resume_step=start, enabled=is_first))
-    bar = stack.enter_context(reporting.progress(t.steps, initial=start, enabled=is_first))
+    log = stack.enter_context(reporting.open_log(workdir, resume_step=run.step, enabled=is_first))
+    bar = stack.enter_context(reporting.progress(t.steps, initial=run.step, enabled=is_first))
     stack.enter_context(watchdog.watching(dog))
-    report = functools.partial(
-      _report, log, bar, watch, clock, bad, detector, rollbacks.times, manager, config
-    )
-    show = functools.partial(_show, preview, strategy, log, stop, workdir)
-    if shows_again and not stop:
+    report = functools.partial(_report, run, config, log, bar, watch, clock, bad, detector)
+    show = functools.partial(_show, run, log, stop, workdir)
+    if run.unshown and not stop:
       with beside("preview"):
-        show(start, state)
+        show(run.step, state)
     if _stops_early(stop):
       return stop.signal
-    number, was_shown = start, True
-    step = stack.enter_context(profiling.traced(step, config.profile, workdir, start))
-    for number in range(start + 1, t.steps + 1):
+    number, was_shown = run.step, True
+    step = stack.enter_context(profiling.traced(step, config.profile, workdir, run.step))
+    for number in range(run.step + 1, t.steps + 1):
       state, measured = step(state, batch)
       window.push(number, measured)
       bar.update()
       with clock.spent("data", only_if=window.is_over):
-        batch = next(batches)
+        batch = next(run.batches)
       dog.beat()
       ends = stop.reached() or number == t.steps
       saves = ends or number % t.checkpoint_every == 0 or number in task.stages
-      shows = preview.due(number)
+      shows = run.preview.due(number)
       if saves or shows:
         report(window.collect())
       elif number % t.log_every == 1 % t.log_every:
@@ -159,17 +117,17 @@ def _train(
         ends, saves = ends or not was_shown, saves or not was_shown
       if number in task.stages:
         with beside("compile"):
-          state = strategy.advance(task.advance, state)
+          state = run.strategy.advance(task.advance, state)
       # Not after a bad step: where all are bad, the saves of a lost run would drive out those of a good one.
       if saves and (ends or not bad.includes(number)):
         with beside("checkpoint"):
-          position = {"examples": (number + ahead) * t.batch_size, "skipped": bad.total}
+          position = {"examples": (number + run.ahead) * t.batch_size, "skipped": bad.total}
           windows = {"windows": detector.windows}
-          checkpoints.save(manager, number, strategy.fetch(state), run | position | windows)
+          checkpoints.save(run.manager, number, run.strategy.fetch(state), run.record | position | windows)
       if ends:  # as decided above: a signal that has come since is served after the next step
         break
     with beside("checkpoint"):
-      checkpoints.finish(manager)
+      checkpoints.finish(run.manager)
 
   logger.info("%s", clock.line())
   if number < t.steps or not was_shown:
@@ -179,15 +137,6 @@ def _train(
     plots.loss_curve(workdir / "metrics.jsonl", workdir / "loss.png")
   logger.info("Done: %d steps. Pictures, loss.png and checkpoints are in %s.", number, workdir)
   return None
-
-
-def _record(config: Any, source: data.Source) -> dict[str, Any]:
-  """What a checkpoint says of its run beside the state: plain JSON values."""
-  return {
-    "config": config.to_dict(),
-    "label_names": list(source.label_names),
-    "data": data.fingerprint(source, config.data, batch_size=config.train.batch_size, seed=config.seed),
-  }
 
 
 def _compile(
@@ -203,22 +152,6 @@ def _compile(
   return compiled
 
 
-def _batches(
-  source: data.Source, config: Any, strategy: parallel.Strategy, start: int
-) -> Generator[Batch, None, None]:
-  """The run's batches from number `start` on, each already on its way to the devices."""
-  stream = data.stream(
-    source,
-    config.data,
-    batch_size=config.train.batch_size,
-    seed=config.seed,
-    start=start,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
-  return data.device_prefetch(stream, strategy.place_batch)
-
-
 def _stops_early(stop: signals.StopRequest) -> bool:
   """Whether a signal came before the first step."""
   if not stop.reached():
@@ -228,8 +161,7 @@ def _stops_early(stop: signals.StopRequest) -> bool:
 
 
 def _show(
-  preview: previews.Preview,
-  strategy: parallel.Strategy,
+  run: Run,
   log: reporting.Log,
   stop: signals.StopRequest,
   workdir: Path,
@@ -243,7 +175,7 @@ def _show(
   """
   try:
     with stop.interrupts() if may_be_cut else contextlib.nullcontext():
-      shown = preview.show(strategy.fetch(state), number)
+      shown = run.preview.show(run.strategy.fetch(state), number)
   except signals.Stopped:
     if distributed.is_first():
       write_atomically(workdir / UNSHOWN, lambda file: file.write(str(number).encode()))
@@ -254,24 +186,15 @@ def _show(
   return True
 
 
-def _unshown(workdir: Path) -> int | None:
-  """The step after which a signal has cut short what is shown, if that is still to be done."""
-  try:
-    return int((workdir / UNSHOWN).read_text())
-  except (OSError, ValueError):
-    return None
-
-
 def _report(
+  run: Run,
+  config: Any,
   log: reporting.Log,
   bar: reporting.Progress,
   watch: metrics.Stopwatch,
   clock: goodput.Clock,
   bad: metrics.BadSteps,
   detector: spikes.Detector,
-  rollbacks: int,
-  manager: checkpoints.Manager,
-  config: Any,
   row: metrics.Row | None,
 ) -> None:
   """Shows and logs the means of a few steps.  Raises UserError when too many in a row were bad, and a Spike of the loss."""
@@ -279,16 +202,16 @@ def _report(
     return
   first = bad.add(row.bad_steps)
   if first is not None:
-    raise _lost(first, manager, config)
+    raise _lost(first, run.manager, config)
   if row.bad_steps:
     logger.warning("Skipped, as %s: step %s.", _why(config), ", ".join(map(str, row.bad_steps)))
   spike = detector.add(row.step, row.means["loss"])
   if spike:  # in all processes: means are those of the global batch
-    checkpoints.finish(manager)
+    checkpoints.finish(run.manager)
     raise spike
   rate = watch.rate(row.step) * config.train.batch_size
   skipped = {"skipped": bad.total}
-  undone = {"rollbacks": rollbacks} if rollbacks else {}
+  undone = {"rollbacks": run.rollbacks.times} if run.rollbacks.times else {}
   log.scalars(row.step, row.means | skipped | undone | {"images_per_s": rate} | clock.numbers())
   others = {name: mean for name, mean in row.means.items() if name != "learning_rate" and "/" not in name}
   bar.show(**{"loss": row.means["loss"]} | others | (skipped if bad.total else {}), images_per_s=rate)

@@ -50,6 +50,7 @@ LAYERS = {
     "classifiers",
     "runs",
     "starts",
+    "resume",
     "students",
     "previews",
     "accuracy",

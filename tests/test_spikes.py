@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from jaxdiff import checkpoints, spikes, train
+from jaxdiff import checkpoints, resume, spikes, train
 from jaxdiff.errors import UserError
 from jaxdiff.spikes import Detector, Rollbacks
 from tests.test_main import equal, last_state
@@ -121,14 +121,14 @@ def skipped(tmp_path_factory):
   """The end of a run that takes batches 0 to 7, and then goes on with 14."""
   workdir = tmp_path_factory.mktemp("skipped")
   with pytest.MonkeyPatch.context() as monkeypatch:
-    batches = train._batches
+    batches = resume.batches_from
 
-    def jumping(source, config, strategy, start):
-      assert start == 0
-      yield from itertools.islice(batches(source, config, strategy, 0), 8)
-      yield from batches(source, config, strategy, 14)
+    def jumping(number, *run):
+      assert number == 0
+      yield from itertools.islice(batches(0, *run), 8)
+      yield from batches(14, *run)
 
-    monkeypatch.setattr(train, "_batches", jumping)
+    monkeypatch.setattr(resume, "batches_from", jumping)
     assert train_main(workdir, *(f"--config.train.{line}" for line in SETTINGS))[0] == 0
   return last_state(workdir)
 

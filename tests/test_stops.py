@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from jaxdiff import checkpoints, metrics, pictures, previews, sample, train, watchdog
+from jaxdiff import checkpoints, metrics, pictures, previews, resume, sample, train, watchdog
 from jaxdiff.evaluation import drawn
 from tests import small
 from tests.test_main import equal, last_state, run
@@ -62,7 +62,7 @@ def in_the_preview_of(monkeypatch, wanted):
 
     return preview._replace(show=show)
 
-  monkeypatch.setattr(train.previews, "make", made)
+  monkeypatch.setattr(resume.previews, "make", made)
 
 
 @pytest.mark.slow
@@ -89,9 +89,9 @@ def test_sigterm_in_a_preview_saves_and_the_preview_is_made_up_for(tmp_path, mon
   assert "This run is complete" in train_main(tmp_path, capsys=capsys)[1]
 
 
-@pytest.mark.parametrize("name", ["_compile", "_batches"])
-def test_sigterm_before_the_first_step_ends_without_taking_one(name, tmp_path, monkeypatch, capsys):
-  signal_at(monkeypatch, train, name)
+@pytest.mark.parametrize(("module", "name"), [(train, "_compile"), (resume, "batches_from")])
+def test_sigterm_before_the_first_step_ends_without_taking_one(module, name, tmp_path, monkeypatch, capsys):
+  signal_at(monkeypatch, module, name)
   status, text = train_main(tmp_path, REQUEUE, capsys=capsys)
   assert status == AGAIN and "Stopped before a step was taken" in text
   assert steps_saved(tmp_path) == []

@@ -1,0 +1,152 @@
+"""A run at the step where it begins or goes on: all that the loop needs, checked and ready.
+
+Order: config and source are checked, the workdir is locked, the state is restored or made, the data start where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxdiff import (
+  checkpoints,
+  configuration,
+  data,
+  distributed,
+  goodput,
+  locks,
+  optim,
+  parallel,
+  previews,
+  spikes,
+  starts,
+  tasks,
+)
+from jaxdiff.files import write_atomically
+from jaxdiff.train_step import TrainStep, check_microbatches, make_train_step
+from jaxdiff.types import Batch, Task
+
+logger = logging.getLogger("jaxdiff")
+
+UNSHOWN = "unshown"  # a file in the workdir: the step whose pictures and numbers a signal has cut short
+
+
+class Run(NamedTuple):
+  """What the loop goes on with."""
+
+  task: Task
+  train_step: TrainStep
+  strategy: parallel.Strategy
+  preview: previews.Preview
+  manager: checkpoints.Manager
+  # what a checkpoint says of it beside the state: plain JSON values
+  record: dict[str, Any]
+  # the record of the checkpoint that it goes on from; empty where it begins
+  kept: dict[str, Any]
+  state: Any
+  # steps that the state has taken
+  step: int
+  # whether a signal has cut short what was to be shown after that step
+  unshown: bool
+  rollbacks: spikes.Rollbacks
+  batches: Generator[Batch, None, None]
+  num_examples: int
+
+  @property
+  def ahead(self) -> int:
+    """How many batches the data are ahead of the steps."""
+    return self.rollbacks.at(self.step)
+
+
+def open_run(
+  config: Any, workdir: Path, allow_config_change: bool, clock: goodput.Clock, stack: contextlib.ExitStack
+) -> Run | None:
+  """The run of a config in a workdir, held by `stack` (its lock, checkpoints and data); None, and told, where it is complete.
+
+  Leaves config.json.  Raises UserError for what the user can mend.
+  """
+  t = config.train
+  distributed.by_first(lambda: checkpoints.prepare_workdir(workdir))
+  distributed.check_shared(workdir)
+  source = data.load(config.data.source, config.data.split, skip_unreadable=config.data.skip_unreadable)
+  data.check_labels(source, config.model.num_classes)
+  tx = optim.make_optimizer(config.optim, *tasks.stages(config))
+  task = tasks.make(config, tx)
+  strategy = parallel.make(config.parallel, t.batch_size)
+  check_microbatches(t.microbatches, t.batch_size, jax.device_count())
+  preview = previews.make(config, task, strategy, source, workdir)
+  record = _record(config, source)
+  distributed.by_first(lambda: stack.enter_context(locks.hold(workdir)))
+  manager = checkpoints.open_manager(workdir, t.keep_checkpoints, t.keep_every)
+  stack.enter_context(checkpoints.closing(manager))
+  checkpoints.check_same_run(manager, record, allow_config_change)
+  with clock.spent("checkpoint"):
+    restored = checkpoints.restore(
+      manager, strategy.abstract(functools.partial(tasks.initial_state, config, task))
+    )
+  state = strategy.place_state(restored[0]) if restored else starts.fresh_state(config, task, strategy)
+  step = int(strategy.fetch(state.step))
+  unshown = distributed.by_first(lambda: _unshown(workdir)) == step
+  if step >= t.steps and not unshown:
+    logger.info("This run is complete: %d of %d steps (config.train.steps) in %s.", step, t.steps, workdir)
+    return None
+  if distributed.is_first():
+    text = configuration.to_json(config).encode()
+    write_atomically(workdir / "config.json", lambda file: file.write(text))
+  rollbacks = spikes.of_json(distributed.by_first(lambda: spikes.resume(workdir, step)))
+  batches = stack.enter_context(
+    contextlib.closing(batches_from(step + rollbacks.at(step), source, config, strategy))
+  )
+  return Run(
+    task,
+    make_train_step(task, tx, config.optim.skip_norm, t.microbatches),
+    strategy,
+    preview,
+    manager,
+    record,
+    restored[1] if restored else {},
+    state,
+    step,
+    unshown,
+    rollbacks,
+    batches,
+    len(source),
+  )
+
+
+def batches_from(
+  number: int, source: data.Source, config: Any, strategy: parallel.Strategy
+) -> Generator[Batch, None, None]:
+  """A run's batches from this number on, each already on its way to the devices."""
+  stream = data.stream(
+    source,
+    config.data,
+    batch_size=config.train.batch_size,
+    seed=config.seed,
+    start=number,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  return data.device_prefetch(stream, strategy.place_batch)
+
+
+def _record(config: Any, source: data.Source) -> dict[str, Any]:
+  return {
+    "config": config.to_dict(),
+    "label_names": list(source.label_names),
+    "data": data.fingerprint(source, config.data, batch_size=config.train.batch_size, seed=config.seed),
+  }
+
+
+def _unshown(workdir: Path) -> int | None:
+  """The step after which a signal has cut short what is shown, if that is still to be done."""
+  try:
+    return int((workdir / UNSHOWN).read_text())
+  except (OSError, ValueError):
+    return None
