@@ -68,9 +68,11 @@ def write(name: str, notebook: Any, pages: Path = PAGES) -> Path:
 
 
 def tidy(output: Any) -> Any:
-  """An output without what a page does not show: progress bars, the start of long logs, where on this machine it ran."""
+  """An output without what a page does not show: progress bars, the start of long logs, where on this machine it ran, pictures twice."""
   if output.output_type == "stream":
     output.text = log(output.text)
+  elif "image/png" in output.get("data", ()):
+    output.data.pop("image/jpeg", None)  # which IPython adds
   return output
 
 

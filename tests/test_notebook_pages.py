@@ -28,7 +28,8 @@ def test_a_page_has_the_text_the_code_and_the_pictures(tmp_path):
 
   picture = tmp_path / "red.png"
   pictures.save_png(picture, np.full((4, 4, 3), 255, np.uint8))
-  shown = v4.new_output("display_data", {"image/png": base64.b64encode(picture.read_bytes()).decode()})
+  encoded = base64.b64encode(picture.read_bytes()).decode()
+  shown = v4.new_output("display_data", {"image/png": encoded, "image/jpeg": encoded})
   told = v4.new_output("stream", name="stderr", text=f"{BAR}\nDone.\n")
   cells = [v4.new_markdown_cell("# A title"), v4.new_code_cell("draw()", outputs=[told, shown])]
   (tmp_path / "pages").mkdir()
@@ -38,5 +39,5 @@ def test_a_page_has_the_text_the_code_and_the_pictures(tmp_path):
   assert (
     all(part in text for part in ("notebooks/a.ipynb", "# A title", "draw()", "Done.")) and "%|" not in text
   )
-  (kept,) = page.parent.glob("*.png")
+  (kept,) = page.parent.glob("a_*")
   assert kept.name in text and kept.read_bytes() == picture.read_bytes()
