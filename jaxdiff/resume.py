@@ -79,6 +79,7 @@ def open_run(
   tx = optim.make_optimizer(config.optim, *tasks.stages(config))
   task = tasks.make(config, tx)
   strategy = parallel.make(config.parallel, t.batch_size)
+  spikes.check_factor(t.spike_factor)
   check_microbatches(t.microbatches, t.batch_size, jax.device_count())
   preview = previews.make(config, task, strategy, source, workdir)
   record = _record(config, source)

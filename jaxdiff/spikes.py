@@ -27,6 +27,12 @@ FILE = "rollbacks.json"
 KEPT, NEEDED = 10, 5  # windows of the log that are remembered, and those that a judgement needs
 
 
+def check_factor(factor: float) -> None:
+  """Raises UserError for a factor that would call every other loss a spike."""
+  if factor and not factor > 1:
+    raise UserError(f"config.train.spike_factor must be above 1, or 0 for no rollbacks, not {factor:g}.")
+
+
 class Window(NamedTuple):
   """What was logged at once: the last step, and the mean loss."""
 

@@ -175,6 +175,13 @@ def test_it_gives_up_and_keeps_the_checkpoints(tmp_path, monkeypatch, capsys):
   assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [4, 8]
 
 
+@pytest.mark.parametrize("factor", [-1, 0.5, 1])
+def test_a_factor_that_makes_no_sense_is_refused(tmp_path, capsys, factor):
+  status, text = run(tmp_path, capsys, f"spike_factor={factor}")
+  assert status == 2
+  assert f"config.train.spike_factor must be above 1, or 0 for no rollbacks, not {factor:g}." in text
+
+
 def test_by_default_a_spike_is_none(tmp_path, monkeypatch, capsys):
   poison(monkeypatch, lambda number: number == BAD)
   status, text = run(tmp_path, capsys, "spike_factor=0")
