@@ -231,6 +231,11 @@ def _resolve(flags: argparse.Namespace) -> tuple[Any, Path]:
         f"--mode {flags.mode} looks at the machine and takes no other arguments, not {unused[0]!r}."
       )
     return None, Path()
+  if "://" in (flags.workdir or ""):
+    raise UserError(
+      f"--workdir {flags.workdir} is an address: what keeps a run safe are locks and renames of a file system. Mount the bucket "
+      "and name the folder (docs/clusters.md)."
+    )
   if flags.config:
     config = configuration.load(flags.config)
     workdir = Path(flags.workdir or Path("checkpoints") / config.name)

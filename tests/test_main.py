@@ -76,6 +76,14 @@ def test_a_complete_run_started_again_changes_nothing(trained, capsys):
   assert equal(before, last_state(workdir))
 
 
+@pytest.mark.parametrize("mode", ["train", "sample"])
+def test_a_bucket_is_not_taken_for_a_folder(mode, capsys):
+  given = ("--config", "configs/dit_cfg.py") if mode == "train" else ()
+  status, text = run("--mode", mode, *given, "--workdir", "gs://bucket/run", capsys=capsys)
+  assert status == 2 and "--workdir gs://bucket/run is an address" in text and "Mount the bucket" in text
+  assert not os.path.exists("gs:")
+
+
 def test_sampling_needs_the_workdir_alone(trained, capsys):
   _, workdir = trained
   with locks.hold(workdir):  # as while a run trains there
