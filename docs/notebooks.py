@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from jaxdiff.errors import unknown
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 PAGES = ROOT / "docs" / "notebooks"
-LINES = 14  # of a cell's log that are kept: the last ones
+LINES = 24  # of a cell's log that are kept: the last ones
 WHY = "running a notebook"
 SECONDS = 3600 * 2  # until a cell counts as stuck
 
@@ -54,7 +55,7 @@ def write(name: str, notebook: Any, pages: Path = PAGES) -> Path:
   """Writes <pages>/<name>.md and its pictures; those of an earlier page go.  Returns the page."""
   exporter = require("nbconvert", "nbconvert", WHY).MarkdownExporter()
   for cell in notebook.cells:
-    cell.outputs = [tidy(output) for output in cell.get("outputs", ())]
+    cell.outputs = [tidy(output) for output in joined(cell.get("outputs", ()))]
   told, resources = exporter.from_notebook_node(notebook, {"unique_key": name})
   pages.mkdir(parents=True, exist_ok=True)
   for old in pages.glob(f"{name}_*.png"):
@@ -65,6 +66,17 @@ def write(name: str, notebook: Any, pages: Path = PAGES) -> Path:
   head = f"*The notebook [{name}](../../notebooks/{name}.ipynb) and what it shows, by `python -m docs.notebooks {name}`.*\n\n"
   page.write_text(head + told.strip() + "\n")
   return page
+
+
+def joined(outputs: Iterable[Any]) -> list[Any]:
+  """The outputs of a cell, what was printed without a break as one: a kernel sends it in pieces."""
+  found: list[Any] = []
+  for output in outputs:
+    if output.output_type == "stream" and found and found[-1].output_type == "stream":
+      found[-1].text += output.text
+    else:
+      found.append(output)
+  return found
 
 
 def tidy(output: Any) -> Any:
@@ -81,7 +93,12 @@ def log(text: str) -> str:
   shown = [line.rsplit("\r", 1)[-1] for line in text.splitlines() if line.strip()]
   kept = [line for line in shown if not re.search(r"\d+%\|.*\|", line)]
   cut = ["..."] * (len(kept) > LINES) + kept[-LINES:]
-  return "".join(f"{line}\n" for line in cut).replace(f"{ROOT}/", "").replace(str(Path.home()), "~")
+  return (
+    "".join(f"{line}\n" for line in cut)
+    .replace(f"{ROOT}/", "")
+    .replace(str(ROOT), ".")
+    .replace(str(Path.home()), "~")
+  )
 
 
 if __name__ == "__main__":
