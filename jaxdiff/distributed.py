@@ -24,6 +24,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxdiff.errors import UserError, first_line
+from jaxdiff.files import unwritable
 from jaxdiff.watchdog import STATUS
 
 logger = logging.getLogger("jaxdiff")
@@ -319,7 +320,10 @@ def check_shared(folder: Path) -> None:
 
 def _mark(folder: Path) -> str:
   name = f".shared-{socket.gethostname()}-{os.getpid()}"
-  (folder / name).touch()
+  try:
+    (folder / name).touch()
+  except OSError as error:
+    raise unwritable(folder / name, error) from error
   return name
 
 
