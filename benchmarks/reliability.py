@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks import digits
 
-WAYS = {  # strategy and config.parallel.fsdp, by device count
+WAYS = {  # (strategy, devices, config.parallel.fsdp)
   "1 device": ("mesh", 1, 1),
   "2, mesh": ("mesh", 2, 1),
   "4, mesh": ("mesh", 4, 1),
@@ -91,11 +91,9 @@ def timed_run(workdir: Path, cache: Path, *options: str) -> tuple[float, float]:
 def scaling(flags: argparse.Namespace) -> list[tuple[str, ...]]:
   """Milliseconds of a train step by how many simulated devices share it, and how."""
   count = max(devices for _, devices, _ in WAYS.values())
-  os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
-  )
   from jaxdiff import platform
 
+  platform.simulate(count)
   platform.configure()
   found = {way: step_seconds(*given, steps=flags.steps) for way, given in WAYS.items()}
   one = found["1 device"]

@@ -23,7 +23,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxdiff import configuration, distributed, sums
-from jaxdiff.errors import UserError
+from jaxdiff.errors import UserError, first_line
 from jaxdiff.types import PyTree
 
 logger = logging.getLogger("jaxdiff")
@@ -91,20 +91,16 @@ def save(manager: Manager, step: int, state: PyTree, run: dict[str, Any]) -> Non
     return
   record = run | {"sums": sums.NAME, "generators": _generators(state)}
   args = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(record))
-  try:
+  with _writing(manager):
     saved = manager.save(step, args=args)
-  except Exception as error:
-    raise _failed(manager, error) from error
   if not saved:
     raise UserError(f"Orbax refused to save step {step}; the steps saved are {sorted(manager.all_steps())}.")
 
 
 def finish(manager: Manager) -> None:
   """Waits until everything is on disk.  Raises UserError when a save failed."""
-  try:
+  with _writing(manager):
     manager.wait_until_finished()
-  except Exception as error:
-    raise _failed(manager, error) from error
 
 
 def drop_after(workdir: Path, step: int) -> int:
@@ -136,6 +132,8 @@ def restore(
       restored = manager.restore(step, args=arguments)
       return restored["state"], restored["run"]
     except Exception as error:
+      if distributed.lost(error):
+        raise
       # Its files are as they were written, so something else is wrong, as memory.
       if sums.exist(_folder(manager, step)):
         logger.error("The checkpoint of step %d is undamaged, but could not be restored.", step)
@@ -307,7 +305,7 @@ def _folder(manager: Manager, step: int) -> Path:
 
 def _pass_over(manager: Manager, step: int, error: Exception, set_aside: bool) -> None:
   """Says that a checkpoint is damaged and, if asked to, moves it out of the way of the next save of its step."""
-  reason = str(error).splitlines()[0][:200]
+  reason = first_line(error)[:200]
   older = [other for other in manager.all_steps() if other < step]
   instead = f"The one before it, of step {max(older)}, is taken." if older else "There is none before it."
   logger.warning("The checkpoint of step %d is damaged (%s). %s", step, reason, instead)
@@ -322,8 +320,19 @@ def _pass_over(manager: Manager, step: int, error: Exception, set_aside: bool) -
     logger.warning("It is kept in %s.", target)
 
 
+@contextlib.contextmanager
+def _writing(manager: Manager) -> Iterator[None]:
+  """What fails in this context is told as a UserError, unless another process was lost, which is no mistake of the user's."""
+  try:
+    yield
+  except Exception as error:
+    if distributed.lost(error):
+      raise
+    raise _failed(manager, error) from error
+
+
 def _failed(manager: Manager, error: Exception) -> UserError:
   good = sorted(int(p.name) for p in Path(str(manager.directory)).iterdir() if p.name.isdigit())
   last = f"The last good checkpoint is step {good[-1]}" if good else "No checkpoint was saved before"
-  reason = str(error).splitlines()[0][:300]
+  reason = first_line(error)[:300]
   return UserError(f"a checkpoint could not be saved: {reason} {last}, in {manager.directory}.")

@@ -23,7 +23,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxdiff.errors import UserError
+from jaxdiff.errors import UserError, first_line
+from jaxdiff.files import unwritable
 from jaxdiff.watchdog import STATUS
 
 logger = logging.getLogger("jaxdiff")
@@ -38,8 +39,8 @@ LONGEST_WAIT = (
 )  # seconds that processes wait for one that still computes; heartbeats tell of a lost one
 LINGER_SECONDS = 3.0  # that process 0, with which all end, leaves the others to fail with words of their own
 SHARED_SECONDS = 10.0  # until what one host writes is seen by the others
-# in errors of JAX's runtime, when what others were to send does not come
-LOST = re.compile("gloo|nccl|heartbeat|unavailable|connection|coordination", re.IGNORECASE)
+# in errors of JAX's runtime, some of which come as a ValueError, when what others were to send does not come
+LOST = re.compile("(?=[A-Z_]+: )(?is:.*(gloo|nccl|heartbeat|unavailable|connection|coordination))")
 BLOCK = 4096  # bytes of a message: each length is compiled once
 
 METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/worker-network-endpoints"
@@ -210,7 +211,7 @@ def initialize(
       shutdown_timeout_seconds=LONGEST_WAIT,
     )
   except (RuntimeError, ValueError) as error:
-    reason = str(error).splitlines()[0][:300]
+    reason = first_line(error)[:300]
     raise UserError(f"several processes ({place.told_by}) could not be set up: {reason}") from error
   finally:
     alarm.cancel()
@@ -266,6 +267,9 @@ def by_first(function: Callable[[], Any]) -> Any:
       said = {"value": function()}
     except UserError as error:
       said = {"error": str(error)}
+  wait_for_all(
+    "by_first"
+  )  # a collective gives up sooner than function() may take: Gloo's first one after 30 s
   said = json.loads(_broadcast(json.dumps(said).encode()))
   if "error" in said:
     raise UserError(said["error"])
@@ -316,7 +320,10 @@ def check_shared(folder: Path) -> None:
 
 def _mark(folder: Path) -> str:
   name = f".shared-{socket.gethostname()}-{os.getpid()}"
-  (folder / name).touch()
+  try:
+    (folder / name).touch()
+  except OSError as error:
+    raise unwritable(folder / name, error) from error
   return name
 
 
@@ -324,9 +331,13 @@ def _mark(folder: Path) -> str:
 
 
 def lost(error: BaseException) -> str:
-  """Why an error says that another process was lost; empty where it says something else."""
-  told = isinstance(error, jax.errors.JaxRuntimeError) and is_several() and LOST.search(str(error))
-  return str(error).splitlines()[0][:200] if told else ""
+  """Why an error, or what has led to it, says that another process was lost; empty where it says something else."""
+  if not is_several():
+    return ""
+  if isinstance(error, jax.errors.JaxRuntimeError | ValueError) and LOST.match(str(error)):
+    return first_line(error)[:200]
+  before = error.__cause__ or error.__context__
+  return lost(before) if before else ""
 
 
 def leave(status: int) -> int:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from jaxdiff import platform
 from jaxdiff.data import idx, records, sources
-from jaxdiff.errors import UserError
+from jaxdiff.errors import UserError, first_line
 from jaxdiff.models import layers
 
 logger = logging.getLogger("jaxdiff")
@@ -251,7 +251,7 @@ def backend() -> Finding:
   try:
     devices = jax.devices()
   except RuntimeError as error:
-    reason = str(error).strip().splitlines()[0]
+    reason = first_line(error)
     asked = os.environ.get("JAX_PLATFORMS", "")
     advice = (
       f"JAX_PLATFORMS={asked}: unset it" if asked else "end other programs that use it, and see docs/gpu.md"
@@ -370,7 +370,7 @@ def cudnn_attention(kind: str) -> Finding:
   try:
     jax.jit(lambda q: layers.attend(q, q, q, "cudnn")).lower(q).compile()(q).block_until_ready()
   except Exception as error:  # noqa: BLE001 - JAX and XLA refuse in many ways, and each is the answer
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     return Finding(name, f"does not work: {reason}", f"set {setting} to xla")
   return Finding(name, f"works: {setting}=auto uses it where config.model.dtype is bfloat16")
 

@@ -1,4 +1,4 @@
-"""Mistakes of the user's, told in one line."""
+"""Mistakes, told in one line."""
 
 from __future__ import annotations
 
@@ -19,3 +19,8 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
   near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
   hint = f" Did you mean {near[0]!r}?" if near else ""
   return UserError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
+
+
+def first_line(error: BaseException) -> str:
+  """What an error says, in one line; its kind where it says nothing."""
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]

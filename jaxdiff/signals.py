@@ -61,6 +61,7 @@ class JointStopRequest(StopRequest):
   """
 
   _asked = 0
+  _is_passed_on = False
 
   def reached(self) -> bool:
     # Not the number of the step: a signal that comes before the first one of a resumed run would wait for step 1.
@@ -78,9 +79,9 @@ class JointStopRequest(StopRequest):
 
   def _take(self, number: int) -> None:
     """Ctrl-C: passed on as SIGTERM; a second one stops at once."""
-    if self._may_interrupt:
+    if self._is_passed_on:
       raise KeyboardInterrupt
-    self._may_interrupt = True
+    self._is_passed_on = True
     logger.warning("SIGINT: stopping soon, with everything saved. Ctrl-C stops at once.")
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import shutil
 import time
@@ -108,7 +107,8 @@ def export(folder: Path, own: Any, student: TrainState, step: int, names: tuple[
   """Writes a run; config.json last, so that what has one is whole.  What lies there of a round that was killed is replaced."""
   distributed.by_first(lambda: _empty(folder))
   record = {"config": own.to_dict(), "label_names": list(names), "data": {}}
-  with contextlib.closing(checkpoints.open_manager(folder)) as manager:
+  manager = checkpoints.open_manager(folder)
+  with checkpoints.closing(manager):
     checkpoints.save(manager, step, student, record)
     checkpoints.finish(manager)
   if distributed.is_first():

@@ -188,6 +188,23 @@ def test_what_is_computed_again_is_not_kept():
   assert "does not keep to config.model.remat" in plan._compilable(unet, jax.devices()[:1])[1][0]
 
 
+@pytest.mark.parametrize(
+  ("attention", "dtype", "is_told"),
+  [
+    ("auto", "bfloat16", True),
+    ("cudnn", "bfloat16", True),
+    ("auto", "float32", False),
+    ("xla", "bfloat16", False),
+  ],
+)
+def test_the_cpu_is_not_asked_for_cudnns_attention(attention, dtype, is_told):
+  """Not by auto either, which would where the machine has a GPU, only not as many as are planned for."""
+  config = small.config("dit", f"model.attention={attention}", f"model.dtype={dtype}")
+  compiled, remarks = plan._compilable(config, jax.devices()[:1])
+  assert compiled.model.attention == "xla" and config.model.attention == attention
+  assert any("without cuDNN's" in remark for remark in remarks) == is_told
+
+
 def test_what_does_not_fit_is_told(capsys, monkeypatch):
   flat(monkeypatch)
   status, text = run("plan.devices=1", "plan.memory_gib=0.0001", capsys=capsys)

@@ -40,7 +40,7 @@ def labels(config: Any, num: int) -> np.ndarray:
 
 
 def folder(workdir: Path, config: Any, state: Any) -> Path:
-  """Where the images of a state drawn with these settings lie."""
+  """Where the images of a state drawn with these settings lie, in all processes what the first one says."""
   s = config.sample.to_dict()
   of_model = {key: config[key].to_dict() for key in ("model", "diffusion")}
   how = {key: value for key, value in s.items() if key not in IRRELEVANT}
@@ -48,7 +48,8 @@ def folder(workdir: Path, config: Any, state: Any) -> Path:
   heads = jax.jit(lambda leaves: [leaf.reshape(-1)[:HEAD] for leaf in leaves])(jax.tree.leaves(params))
   versions = [_version(Path(s[key])) for key in ("image", "mask", "classifier", "hint", "branches") if s[key]]
   what = (of_model, how, images.shape(config.data), versions, int(state.step))
-  return workdir / "evaluation" / digest(*map(_sorted, what), *map(np.asarray, heads))
+  name = digest(*map(_sorted, what), *map(np.asarray, heads))
+  return workdir / "evaluation" / distributed.by_first(lambda: name)
 
 
 def draw(

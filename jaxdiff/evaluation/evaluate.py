@@ -56,6 +56,8 @@ def run(config: Any, workdir: Path) -> None:
   if e.make_reference:
     return make_reference(config, extractor)
   restored = restore(config, workdir)
+  if restored:
+    distributed.check_shared(workdir)
   scoring = scorer.make(config, extractor, workdir)
   for subject in subjects(config, workdir, restored):
     if not distributed.is_first():

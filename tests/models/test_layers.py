@@ -1,5 +1,7 @@
 """What networks are made of."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -29,6 +31,22 @@ def test_auto_takes_flash_attention_where_it_works(dtype, shape, flash, chosen, 
   for name in ("auto", "xla", "cudnn"):
     layers.attend(q, q, q, name)
   assert asked == [chosen, "xla", "cudnn"]
+
+
+@pytest.mark.parametrize(
+  ("platform", "version", "capability", "has"),
+  [
+    ("gpu", "PJRT C API\ncuda 12090", "8.0", True),
+    ("gpu", "PJRT C API\ncuda 12090", "12.0", True),
+    ("gpu", "PJRT C API\ncuda 12090", "7.5", False),
+    ("gpu", "PJRT C API\nrocm 60300", "9.4", False),
+    ("tpu", "PJRT C API\nTFRT TPU v5 lite", "", False),
+  ],
+)
+def test_flash_attention_is_of_nvidias_gpus_from_ampere_on(platform, version, capability, has):
+  client = SimpleNamespace(platform_version=version)
+  device = SimpleNamespace(platform=platform, client=client, compute_capability=capability)
+  assert layers.has_flash_attention(device) == has
 
 
 def test_a_cpu_has_no_flash_attention():
