@@ -103,13 +103,24 @@ def finish(manager: Manager) -> None:
     manager.wait_until_finished()
 
 
-def drop_after(workdir: Path, step: int) -> int:
-  """Deletes the checkpoints of later steps than this one; returns the newest step that is left, 0 where there is none."""
-  folders = {int(path.name): path for path in (workdir / FOLDER).iterdir() if path.name.isdigit()}
-  for number in sorted(folders, reverse=True):
+def newest_until(workdir: Path, step: int) -> int:
+  """The newest step saved that is not after this one, or else the oldest; 0 where none is saved."""
+  saved = sorted(_folders(workdir))
+  return max((number for number in saved if number <= step), default=saved[0] if saved else 0)
+
+
+def drop_after(workdir: Path, step: int) -> None:
+  """Deletes the checkpoints of later steps than this one, the newest first.
+
+  Each first takes a name that Orbax clears away: killed in between, no half of one is left to be restored.
+  """
+  for number, path in sorted(_folders(workdir).items(), reverse=True):
     if number > step:
-      shutil.rmtree(folders.pop(number))
-  return max(folders, default=0)
+      shutil.rmtree(path.rename(path.with_name(path.name + ocp.path.step.TMP_DIR_SUFFIX)))
+
+
+def _folders(workdir: Path) -> dict[int, Path]:
+  return {int(path.name): path for path in (workdir / FOLDER).iterdir() if path.name.isdigit()}
 
 
 def restore(

@@ -32,6 +32,8 @@ class Row(NamedTuple):
   means: dict[str, float]
   # those whose loss or gradient norm was NaN or infinite, and those that were skipped for another reason
   bad_steps: tuple[int, ...]
+  # whether there are no others
+  all_bad: bool = False
 
 
 class BadSteps:
@@ -113,7 +115,8 @@ class Window:
         values.setdefault(name, []).append(value)
     # Not math.fsum: it raises when infinities of both signs meet, and such a mean should just be NaN.
     means = {name: sum(column) / len(column) for name, column in values.items()}
-    return Row(steps[-1], means, tuple(step for step, bad in zip(steps, is_bad, strict=True) if bad))
+    bad_steps = tuple(step for step, bad in zip(steps, is_bad, strict=True) if bad)
+    return Row(steps[-1], means, bad_steps, all(is_bad))
 
 
 class Stopwatch:

@@ -100,7 +100,9 @@ def open_run(
   if distributed.is_first():
     text = configuration.to_json(config).encode()
     write_atomically(workdir / "config.json", lambda file: file.write(text))
-  rollbacks = spikes.of_json(distributed.by_first(lambda: spikes.resume(workdir, step)))
+  kept = restored[1] if restored else {}
+  undone = spikes.of_json(kept.get("rollbacks", spikes.Rollbacks()))
+  rollbacks = spikes.of_json(distributed.by_first(lambda: spikes.resume(workdir, step, undone)))
   batches = stack.enter_context(
     contextlib.closing(batches_from(step + rollbacks.at(step), source, config, strategy))
   )
@@ -111,7 +113,7 @@ def open_run(
     preview,
     manager,
     record,
-    restored[1] if restored else {},
+    kept,
     state,
     step,
     unshown,

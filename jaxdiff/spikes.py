@@ -4,7 +4,8 @@ A model of many parameters may lose within some steps what it has learned, with 
 back and skip those batches helps, as it takes both, those parameters and those batches.
 Source: Chowdhery et al. 2022 (PaLM, arXiv 2204.02311), section 5.1.
 
-What was undone is kept in <workdir>/rollbacks.json: a run that goes on reads the same batches as one that was never stopped.
+What was undone is kept in <workdir>/rollbacks.json, and in each checkpoint after it: a run that goes on reads the same batches
+as one that was never killed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdiff import checkpoints
+from jaxdiff import checkpoints, locks
 from jaxdiff.errors import UserError
 from jaxdiff.files import write_atomically
 
@@ -51,7 +52,7 @@ class Spike(Exception):
 
 
 class Detector:
-  """Judges the logged means of a run, one after the other; a factor of 0 finds nothing.
+  """Judges the logged means of a run, one after the other; a factor of 0 finds nothing, nor does a median that is not positive.
 
   What it knows is a function of those of the last `KEPT` windows, which a checkpoint keeps.  A new stage of a task (a round of
   distillation) has a loss of its own: there it begins anew.
@@ -67,7 +68,7 @@ class Detector:
       self.windows = []
     if self._factor and len(self.windows) >= NEEDED:
       usual = statistics.median(window.loss for window in self.windows)
-      if loss > self._factor * usual:
+      if 0 < self._factor * usual < loss:
         return Spike(step, loss, usual, self.windows[-2].step)
     self.windows = [*self.windows, Window(step, loss)][-KEPT:]
     return None
@@ -92,10 +93,15 @@ class Rollbacks(NamedTuple):
     return Rollbacks(self.times + 1, (*kept, (step, spike.step + self.at(spike.step) - step)))
 
 
-def resume(workdir: Path, start: int) -> Rollbacks:
-  """Those of a run that goes on after so many steps; what was undone of later ones is forgotten, as they are taken again."""
+def resume(workdir: Path, start: int, kept: Rollbacks) -> Rollbacks:
+  """Those of a run that goes on after so many steps; what was undone of later ones is forgotten, as they are taken again.
+
+  `kept` are those that the checkpoint of `start` knows of: all but the last one, if that led back to it, and all there are where
+  checkpoints were copied without the note.
+  """
   found = read(workdir)
-  known = found._replace(ahead=tuple(pair for pair in found.ahead if pair[0] <= start))
+  newer = max(found, kept, key=lambda rollbacks: rollbacks.times)
+  known = newer._replace(ahead=tuple(pair for pair in newer.ahead if pair[0] <= start))
   if known != found:
     _write(workdir, known)
   return known
@@ -126,21 +132,33 @@ def _write(workdir: Path, rollbacks: Rollbacks) -> None:
 
 
 def roll_back(spike: Spike, workdir: Path, allowed: int) -> None:
-  """Leaves the checkpoints that the spike has not touched, and notes which batches are skipped from there.
+  """Leaves the checkpoints that the spike has not touched, or else the oldest, and notes which batches are skipped from there.
 
   Killed before the note is written, the run goes on with the same batches, meets the same spike and comes here again.
-  Raises UserError where it has been rolled back `allowed` times; then the checkpoints stay.
+  Raises UserError where it has been rolled back `allowed` times, and where another run has taken the workdir meanwhile; then the
+  checkpoints stay.
   """
-  before = read(workdir)
-  if before.times >= allowed:
-    raise UserError(
-      f"{spike}, after {before.times} rollbacks (config.train.max_rollbacks={allowed}). The checkpoints are in "
-      f"{workdir / checkpoints.FOLDER}. Try a lower config.optim.learning_rate or config.optim.clip_norm=1."
-    )
-  step = checkpoints.drop_after(workdir, spike.before)
-  now = before.and_back(spike, step)
-  _write(workdir, now)
+  with locks.hold(workdir):
+    before, step = read(workdir), checkpoints.newest_until(workdir, spike.before)
+    if before.times >= allowed:
+      raise _given_up(spike, workdir, step, before.times, allowed)
+    checkpoints.drop_after(workdir, step)
+    now = before.and_back(spike, step)
+    _write(workdir, now)
   place = f"the checkpoint of step {step}" if step else "the start, as there is no checkpoint before it"
   logger.warning(
     "%s. Back to %s, and on past the %d batches since then.", spike, place, now.at(step) - before.at(step)
+  )
+
+
+def _given_up(spike: Spike, workdir: Path, step: int, times: int, allowed: int) -> UserError:
+  """The UserError for a run that has been rolled back often enough; `step` is where it would go back to."""
+  good = (
+    f"The last good checkpoint is step {step}, in {workdir / checkpoints.FOLDER}"
+    if step
+    else "No checkpoint is from before it"
+  )
+  return UserError(
+    f"{spike}, after {times} rollbacks (config.train.max_rollbacks={allowed}). {good}. "
+    "Try a lower config.optim.learning_rate or config.optim.clip_norm=1."
   )

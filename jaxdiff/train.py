@@ -53,7 +53,9 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> sign
       try:
         return _train(config, workdir, allow_config_change, clock, stop)
       except spikes.Spike as spike:
-        undo = functools.partial(spikes.roll_back, spike, workdir, config.train.max_rollbacks)
+        # Its traceback would keep the state of this pass on the devices during the next.
+        lean = spike.with_traceback(None)
+        undo = functools.partial(spikes.roll_back, lean, workdir, config.train.max_rollbacks)
       distributed.by_first(undo)
 
 
@@ -122,8 +124,8 @@ def _train(
       if saves and (ends or not bad.includes(number)):
         with beside("checkpoint"):
           position = {"examples": (number + run.ahead) * t.batch_size, "skipped": bad.total}
-          windows = {"windows": detector.windows}
-          checkpoints.save(run.manager, number, run.strategy.fetch(state), run.record | position | windows)
+          judged = {"windows": detector.windows, "rollbacks": run.rollbacks}
+          checkpoints.save(run.manager, number, run.strategy.fetch(state), run.record | position | judged)
       if ends:  # as decided above: a signal that has come since is served after the next step
         break
     with beside("checkpoint"):
@@ -205,7 +207,8 @@ def _report(
     raise _lost(first, run.manager, config)
   if row.bad_steps:
     logger.warning("Skipped, as %s: step %s.", _why(config), ", ".join(map(str, row.bad_steps)))
-  spike = detector.add(row.step, row.means["loss"])
+  # Steps that were skipped have changed nothing: what they lost says nothing of the state.
+  spike = None if row.all_bad else detector.add(row.step, row.means["loss"])
   if spike:  # in all processes: means are those of the global batch
     checkpoints.finish(run.manager)
     raise spike

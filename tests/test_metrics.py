@@ -67,7 +67,7 @@ def test_what_the_device_has_skipped_is_bad_and_no_mean():
     window.push(step, {"loss": jnp.float32(step), "skipped": jnp.float32(step == 2)})
   assert window.collect() == metrics.Row(3, {"loss": 2.0}, (2,))
   window.push(4, {"loss": jnp.float32(7), "skipped": jnp.float32(1)})
-  assert window.collect() == metrics.Row(4, {"loss": 7.0}, (4,))  # nothing else can be shown
+  assert window.collect() == metrics.Row(4, {"loss": 7.0}, (4,), True)  # nothing else can be shown
 
 
 def test_bad_steps_in_a_row_are_counted_over_rows():

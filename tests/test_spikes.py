@@ -4,10 +4,11 @@ import itertools
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 
-from jaxdiff import checkpoints, resume, spikes, train
+from jaxdiff import checkpoints, locks, resume, spikes, train
 from jaxdiff.errors import UserError
 from jaxdiff.spikes import Detector, Rollbacks
 from tests.test_main import equal, last_state
@@ -47,6 +48,11 @@ def test_nothing_is_judged_at_a_factor_of_0_and_no_nan_is_a_spike():
   assert not any(fed(Detector(2.0), [1.0] * 9 + [math.nan]))
 
 
+@pytest.mark.parametrize("usual", [0.0, -1.0])
+def test_there_is_no_multiple_of_a_median_that_is_not_positive(usual):
+  assert not any(fed(Detector(2.0), [usual] * 9 + [usual + 0.1, 100.0]))
+
+
 def test_a_new_stage_begins_anew():
   losses = [1.0] * 6
   detector = Detector(2.0, stages=[60])
@@ -80,9 +86,11 @@ def test_the_data_stay_ahead_by_what_was_skipped():
 
 def test_what_was_undone_later_is_forgotten_by_a_run_that_goes_on_before_it(tmp_path):
   (tmp_path / spikes.FILE).write_text("[2, [[8, 6], [16, 10]]]")
-  assert spikes.resume(tmp_path, 16) == Rollbacks(2, ((8, 6), (16, 10)))
-  assert spikes.resume(tmp_path, 12) == Rollbacks(2, ((8, 6),)) == spikes.read(tmp_path)
-  assert spikes.resume(tmp_path / "elsewhere", 12) == Rollbacks()
+  assert spikes.resume(tmp_path, 16, Rollbacks(1, ((8, 6),))) == Rollbacks(2, ((8, 6), (16, 10)))
+  assert (
+    spikes.resume(tmp_path, 12, Rollbacks(1, ((8, 6),))) == Rollbacks(2, ((8, 6),)) == spikes.read(tmp_path)
+  )
+  assert spikes.resume(tmp_path / "elsewhere", 12, Rollbacks()) == Rollbacks()
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '[1, [["a", 2]]]'])
@@ -90,6 +98,30 @@ def test_a_note_that_cannot_be_read_is_told_of(tmp_path, text):
   (tmp_path / spikes.FILE).write_text(text)
   with pytest.raises(UserError, match=r"rollbacks\.json' cannot be read"):
     spikes.read(tmp_path)
+
+
+def saved(workdir, *steps):
+  for step in steps:
+    (workdir / checkpoints.FOLDER / str(step)).mkdir(parents=True)
+
+
+def test_nothing_is_undone_where_another_run_has_taken_the_workdir(tmp_path):
+  saved(tmp_path, 8, 12)
+  with locks.hold(tmp_path), pytest.raises(UserError, match="trains in"):
+    spikes.roll_back(spikes.Spike(14, 9.0, 1.0, 10), tmp_path, 3)
+  assert steps_saved(tmp_path) == [8, 12] and not (tmp_path / spikes.FILE).exists()
+
+
+@pytest.mark.parametrize(("steps", "left"), [((4, 8, 12), [4, 8]), ((12,), [12]), ((11, 12), [11])])
+def test_it_goes_back_to_the_newest_that_was_not_touched_or_else_the_oldest(tmp_path, steps, left):
+  saved(tmp_path, *steps)
+  spikes.roll_back(spikes.Spike(14, 9.0, 1.0, 10), tmp_path, 3)
+  assert steps_saved(tmp_path) == left
+  assert spikes.read(tmp_path) == Rollbacks(1, ((left[-1], 14 - left[-1]),))
+
+
+def steps_saved(workdir):
+  return sorted(int(path.name) for path in (workdir / checkpoints.FOLDER).iterdir())
 
 
 def run(workdir, capsys, *changes):
@@ -159,6 +191,62 @@ def test_killed_after_it_has_gone_back_it_ends_the_same(tmp_path, monkeypatch, c
   assert equal(last_state(tmp_path), skipped)
 
 
+def test_the_checkpoints_alone_know_which_batches_were_skipped(tmp_path, monkeypatch, capsys, skipped):
+  with monkeypatch.context() as dying:
+    poison(dying, lambda number: number == BAD, killed_at=19)
+    with pytest.raises(RuntimeError, match="killed"):
+      run(tmp_path, capsys)
+  (tmp_path / spikes.FILE).unlink()
+  assert run(tmp_path, capsys)[0] == 0
+  assert equal(last_state(tmp_path), skipped) and spikes.read(tmp_path) == Rollbacks(1, ((8, 6),))
+
+
+def test_killed_while_a_checkpoint_is_deleted_it_goes_back_again(tmp_path, monkeypatch, capsys, skipped):
+  def die(folder):
+    next(path for path in folder.rglob("*") if path.is_file()).unlink()
+    raise RuntimeError("killed")
+
+  poison(monkeypatch, lambda number: number == BAD)
+  with monkeypatch.context() as dying:
+    dying.setattr(spikes.checkpoints.shutil, "rmtree", die)
+    with pytest.raises(RuntimeError, match="killed"):
+      run(tmp_path, capsys)
+  status, text = run(tmp_path, capsys)
+  assert status == 0 and "damaged" not in text
+  assert equal(last_state(tmp_path), skipped)
+  assert steps_saved(tmp_path) == [4, 8, 12, 16, 20, 24], "what was half deleted is cleared away"
+
+
+def test_the_state_that_is_given_up_is_gone_before_the_next_is_made(tmp_path, monkeypatch, capsys):
+  held, opened = [], train.open_run
+
+  def opening(*args):
+    held.append(sum(array.nbytes for array in jax.live_arrays()))
+    return opened(*args)
+
+  monkeypatch.setattr(train, "open_run", opening)
+  poison(monkeypatch, lambda number: number == BAD)
+  assert run(tmp_path, capsys)[0] == 0
+  assert len(held) == 2 and held[1] - held[0] < 1000, "in bytes; the state has 240 thousand"
+
+
+def test_a_step_that_was_skipped_is_no_spike(tmp_path, monkeypatch, capsys):
+  compile_step = train._compile
+
+  def compile_skipping(*args):
+    step = compile_step(*args)
+
+    def skipping(state, batch):
+      after, metrics = step(state, batch)
+      return after, metrics | ({"loss": 1e9, "skipped": 1.0} if int(after.step) == 14 else {})
+
+    return skipping
+
+  monkeypatch.setattr(train, "_compile", compile_skipping)
+  status, text = run(tmp_path, capsys, "log_every=1")
+  assert status == 0 and "step 14." in text and "Back to" not in text
+
+
 def test_without_a_checkpoint_before_it_goes_back_to_the_start(tmp_path, monkeypatch, capsys):
   poison(monkeypatch, lambda number: number == BAD)
   status, text = run(tmp_path, capsys, "checkpoint_every=100")
@@ -171,8 +259,9 @@ def test_it_gives_up_and_keeps_the_checkpoints(tmp_path, monkeypatch, capsys):
   status, text = run(tmp_path, capsys, "max_rollbacks=2")
   assert status == 2
   assert text.count("Back to") == 2
-  assert "after 2 rollbacks (config.train.max_rollbacks=2)" in text and "config.optim.learning_rate" in text
-  assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [4, 8]
+  assert "after 2 rollbacks (config.train.max_rollbacks=2). The last good checkpoint is step 8, in" in text
+  assert "config.optim.learning_rate" in text
+  assert steps_saved(tmp_path) == [4, 8]
 
 
 @pytest.mark.parametrize("factor", [-1, 0.5, 1])
