@@ -105,7 +105,7 @@ def finish(manager: Manager) -> None:
 
 def newest_until(workdir: Path, step: int) -> int:
   """The newest step saved that is not after this one, or else the oldest; 0 where none is saved."""
-  saved = sorted(_folders(workdir))
+  saved = sorted(_saved(workdir / FOLDER))
   return max((number for number in saved if number <= step), default=saved[0] if saved else 0)
 
 
@@ -114,13 +114,14 @@ def drop_after(workdir: Path, step: int) -> None:
 
   Each first takes a name that Orbax clears away: killed in between, no half of one is left to be restored.
   """
-  for number, path in sorted(_folders(workdir).items(), reverse=True):
+  for number, path in sorted(_saved(workdir / FOLDER).items(), reverse=True):
     if number > step:
       shutil.rmtree(path.rename(path.with_name(path.name + ocp.path.step.TMP_DIR_SUFFIX)))
 
 
-def _folders(workdir: Path) -> dict[int, Path]:
-  return {int(path.name): path for path in (workdir / FOLDER).iterdir() if path.name.isdigit()}
+def _saved(folder: Path) -> dict[int, Path]:
+  """The folder of each step that has been saved, looked up on the disk."""
+  return {int(path.name): path for path in folder.iterdir() if path.name.isdigit()}
 
 
 def restore(
@@ -343,7 +344,7 @@ def _writing(manager: Manager) -> Iterator[None]:
 
 
 def _failed(manager: Manager, error: Exception) -> UserError:
-  good = sorted(int(p.name) for p in Path(str(manager.directory)).iterdir() if p.name.isdigit())
-  last = f"The last good checkpoint is step {good[-1]}" if good else "No checkpoint was saved before"
+  good = max(_saved(Path(str(manager.directory))), default=None)
+  last = f"The last good checkpoint is step {good}" if good is not None else "No checkpoint was saved before"
   reason = first_line(error)[:300]
   return UserError(f"a checkpoint could not be saved: {reason} {last}, in {manager.directory}.")
