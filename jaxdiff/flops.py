@@ -13,14 +13,14 @@ def count(lowered: jax.stages.Lowered, function: Callable[..., Any], *args: Any)
 
   Compilers of GPUs and TPUs do not count what they have not compiled; then the function is lowered again for the host.
   """
-  return _counted(lowered) or on_host(function, *args)
+  return counted(lowered) or on_host(function, *args)
 
 
 def on_host(function: Callable[..., Any], *args: Any) -> float | None:
   """FLOPs of function(*args), arrays or their shapes, lowered for this machine's CPU; None where JAX may not use it."""
   try:
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-      return _counted(jax.jit(function).lower(*jax.tree.map(_unplaced, args)))
+      return counted(jax.jit(function).lower(*jax.tree.map(_unplaced, args)))
   except (RuntimeError, NotImplementedError):  # no CPU backend; an operation that only the accelerator has
     return None
 
@@ -29,5 +29,11 @@ def _unplaced(leaf: Any) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
-def _counted(lowered: jax.stages.Lowered) -> float | None:
-  return (lowered.cost_analysis() or {}).get("flops") or None
+def counted(stage: Any) -> float | None:
+  """What the compiler counts of a jax.stages.Lowered or Compiled; None where it does not count."""
+  try:
+    cost = stage.cost_analysis()
+  except (NotImplementedError, RuntimeError):
+    return None
+  cost = cost[0] if isinstance(cost, list) else cost
+  return float(cost["flops"]) if cost and cost.get("flops", 0) > 0 else None

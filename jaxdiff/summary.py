@@ -13,7 +13,7 @@ from jaxdiff.types import PyTree
 def describe(config: Any, params: PyTree, flops: float | None, num_examples: int) -> str:
   """Lines of text: every config value by section, then parameters, data, devices, tokens and FLOPs.
 
-  flops are those of one microbatch of a train step on all devices, None where they are not known; those of the step are told.
+  flops are those of one whole train step on all devices, None where they are not known.
   """
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
   devices = jax.devices()
@@ -23,7 +23,7 @@ def describe(config: Any, params: PyTree, flops: float | None, num_examples: int
     "examples": f"{num_examples:,}",
     "devices": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {jax.process_count()} process(es)",
     "tokens": f"{tokens:,} an image",
-    "step": _flops(flops, config.train.microbatches),
+    "step": _flops(flops),
   }
   return "\n".join([*_sections(config), *(f"{name:<11} {text}" for name, text in facts.items())])
 
@@ -36,7 +36,5 @@ def _sections(config: Any) -> list[str]:
   return [f"{name:<11} {' '.join(values)}" for name, values in sections.items()]
 
 
-def _flops(flops: float | None, microbatches: int) -> str:
-  return (
-    f"{flops * microbatches / 1e9:,.1f} GFLOP" if flops else "FLOPs unknown: no compiler here counts them"
-  )
+def _flops(flops: float | None) -> str:
+  return f"{flops / 1e9:,.1f} GFLOP" if flops else "FLOPs unknown: no compiler here counts them"

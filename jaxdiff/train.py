@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxdiff import (
   checkpoints,
   distributed,
@@ -22,6 +24,7 @@ from jaxdiff import (
   goodput,
   metrics,
   parallel,
+  plan,
   plots,
   profiling,
   reporting,
@@ -146,12 +149,18 @@ def _compile(
 ) -> Callable[..., Any]:
   """The compiled step; tells what the run is and how long compiling took."""
   lowered = strategy.lower(train_step, state, batch)
-  counted = flops.count(lowered, train_step, state, batch)
+  counted = _flops(lowered, config)
   logger.info(summary.describe(config, strategy.fetch(state.params), counted, num_examples))
   begin = time.monotonic()
   compiled = lowered.compile()
   logger.info("Compiled in %.1f s.", time.monotonic() - begin)
   return compiled
+
+
+def _flops(lowered: jax.stages.Lowered, config: Any) -> float | None:
+  """FLOPs of a train step; where the devices' compiler does not count, as those of GPUs and TPUs, those that a plan has."""
+  one_turn = flops.counted(lowered)  # of the loop over microbatches
+  return one_turn * config.train.microbatches if one_turn else plan.step_flops(config)
 
 
 def _stops_early(stop: signals.StopRequest) -> bool:

@@ -157,16 +157,6 @@ def change(model: dict[str, Any], size: int, features: int, halves: bool) -> Ite
     yield Product(convolution(size, 3, features, features, stride=2 if halves else 1))
 
 
-def counted(stage: Any) -> float | None:
-  """What the compiler counts of a jax.stages.Lowered or Compiled; None where it does not count."""
-  try:
-    cost = stage.cost_analysis()
-  except (NotImplementedError, RuntimeError):
-    return None
-  cost = cost[0] if isinstance(cost, list) else cost
-  return float(cost["flops"]) if cost and cost.get("flops", 0) > 0 else None
-
-
 def difference(formula: float, compiled: float | None, lowered: float | None, why: str) -> str:
   """Empty where formula and compiler agree within TOLERANCE, else one line that says why not.
 

@@ -21,13 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks.suite import flops
 from benchmarks.suite.cases import Case
 from benchmarks.suite.runner import Runner, resident_memory, scratch
 from configs import base, controlnet_cfg, distill_cfg
 from jaxdiff import configuration, optim, parallel, tasks
 from jaxdiff.diffusion import guidance, samplers, schedules
-from jaxdiff.flops import count
+from jaxdiff.flops import count, counted
 from jaxdiff.train_step import TrainStep, make_train_step
 from jaxdiff.types import Cond
 
@@ -129,7 +128,7 @@ def compiled(case: Case, lower: Callable[[], jax.stages.Lowered]) -> tuple[Any, 
   given = lower()
   program = given.compile()
   facts: dict[str, Any] = {"compile_s": time.perf_counter() - start}
-  facts |= {"flops_lowered": count(given, *abstract(case)), "flops_compiled": flops.counted(program)}
+  facts |= {"flops_lowered": count(given, *abstract(case)), "flops_compiled": counted(program)}
   with contextlib.suppress(NotImplementedError, RuntimeError, AttributeError):
     plan = program.memory_analysis()
     facts["planned_bytes"] = (
