@@ -14,10 +14,11 @@ PAUSE=${PAUSE:-5}        # seconds before each
 child=
 is_stopped=
 is_interrupted=
+is_untold= # stopped while no child was known, the moment of its start included
 stop() {
   is_stopped=1
   is_interrupted=1
-  [ -z "$child" ] || kill -TERM "$child" 2>/dev/null
+  if [ -n "$child" ]; then kill -TERM "$child" 2>/dev/null; else is_untold=1; fi
 }
 trap stop TERM INT
 
@@ -42,6 +43,7 @@ asks_again() {
 for ((run = 1; ; run++)); do
   "$@" &
   child=$!
+  [ -z "$is_untold" ] || kill -TERM "$child" 2>/dev/null
   wait_for_child
   status=$?
   if [ -n "$is_stopped" ] || ! asks_again "$status" || [ "$run" -gt "$RESTARTS" ]; then

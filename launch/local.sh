@@ -37,7 +37,8 @@ tell() {
   local pid
   for pid in ${running[@]+"${running[@]}"}; do kill "-$1" "$pid" 2>/dev/null; done
 }
-trap 'tell TERM' TERM INT
+is_stopped=
+trap 'is_stopped=1' TERM INT # until all have started
 
 for ((i = 0; i < count; i++)); do
   if [ "$GPUS_EACH" -gt 0 ]; then
@@ -48,6 +49,8 @@ for ((i = 0; i < count; i++)); do
     --coordinator "127.0.0.1:$port" --num_processes "$count" --process_id "$i" &
   running+=($!)
 done
+trap 'tell TERM' TERM INT
+[ -z "$is_stopped" ] || tell TERM
 
 failed=0 # the exit status of the first that has failed
 deadline=

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -254,6 +255,21 @@ def test_again_passes_sigterm_on_and_waits(stand_in):
   assert [line.split()[0] for line in logged()] == ["started", "saved"]
 
 
+def sigterm_before(tmp_path, script, command):
+  """BASH_ENV for a script that gets SIGTERM just before it runs the command for the first time."""
+  hook, sent = tmp_path / "hook", tmp_path / "sent"
+  send = f"""[ "$BASH_COMMAND" != '{command}' ] || [ -e {sent} ] || {{ : > {sent}; kill -TERM $$; }}"""
+  hook.write_text(f"case $0 in *{script}) trap {shlex.quote(send)} DEBUG ;; esac\n")
+  return str(hook)
+
+
+def test_again_passes_on_a_sigterm_of_the_moment_of_a_start(stand_in, tmp_path):
+  command = stand_in("command", 'for ((i = 0; i < 200; i++)); do sleep 0.05; done; echo ended >> "$LOG"')
+  result = run("launch/again.sh", command, BASH_ENV=sigterm_before(tmp_path, "again.sh", "child=$!"))
+  assert result.returncode == 128 + signal.SIGTERM, result.stderr
+  assert not logged()
+
+
 def python_stand_in(stand_in, lines):
   """A Python that finds a free port, and in place of a run does these lines, as process $me."""
   own = f"""[ "$1" != -c ] || exec {sys.executable} "$@"
@@ -277,6 +293,14 @@ def test_local_gives_each_its_gpus(stand_in):
   assert run("launch/local.sh", 2, PYTHON=python, GPUS_EACH="2", XLA_FLAGS="").returncode == 0
   flag = "--xla_gpu_enable_latency_hiding_scheduler=true"
   assert sorted(logged()) == [f"0 0,1 {flag}", f"1 2,3 {flag}"]
+
+
+def test_local_passes_on_a_sigterm_of_the_moment_of_a_start(stand_in, tmp_path):
+  python = python_stand_in(stand_in, 'for ((i = 0; i < 200; i++)); do sleep 0.05; done; echo ended >> "$LOG"')
+  hook = sigterm_before(tmp_path, "local.sh", "running+=($!)")
+  result = run("launch/local.sh", 2, PYTHON=python, BASH_ENV=hook, RESTARTS="0")
+  assert result.returncode == 128 + signal.SIGTERM, result.stderr
+  assert not logged()
 
 
 def test_local_ends_all_when_one_fails(stand_in):
