@@ -57,11 +57,12 @@ class Run(NamedTuple):
   rollbacks: spikes.Rollbacks
   batches: Generator[Batch, None, None]
   num_examples: int
+  batch_size: int
 
-  @property
-  def ahead(self) -> int:
-    """How many batches the data are ahead of the steps."""
-    return self.rollbacks.at(self.step)
+  def record_at(self, step: int) -> dict[str, Any]:
+    """What a checkpoint after this step says of the run: with where the data are, ahead of the steps by what was skipped."""
+    examples = (step + self.rollbacks.at(self.step)) * self.batch_size
+    return self.record | {"examples": examples, "rollbacks": self.rollbacks}
 
 
 def open_run(
@@ -120,6 +121,7 @@ def open_run(
     rollbacks,
     batches,
     len(source),
+    t.batch_size,
   )
 
 

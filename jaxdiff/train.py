@@ -1,7 +1,7 @@
 """The one training loop: every task, model and parallel strategy runs through it.
 
-At the start the run is opened (resume.py) and its step compiled. Order after a step: log, show, advance to the next stage, save,
-stop.
+At the start the run is opened (resume.py) and its step compiled. Order after a step: report (journal.py), show, advance to the
+next stage, save, stop.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from jaxdiff import (
   distributed,
   flops,
   goodput,
-  metrics,
   parallel,
   plan,
   plots,
@@ -31,10 +30,9 @@ from jaxdiff import (
   signals,
   spikes,
   summary,
-  watchdog,
 )
-from jaxdiff.errors import UserError
 from jaxdiff.files import write_atomically
+from jaxdiff.journal import Journal
 from jaxdiff.resume import UNSHOWN, Run, open_run
 from jaxdiff.train_step import TrainStep
 from jaxdiff.types import Batch
@@ -66,7 +64,7 @@ def _train(
   config: Any, workdir: Path, allow_config_change: bool, clock: goodput.Clock, stop: signals.StopRequest
 ) -> signal.Signals | None:
   """As train, up to the first spike of the loss, which it raises in all processes."""
-  t, is_first = config.train, distributed.is_first()
+  t = config.train
   with contextlib.ExitStack() as stack:
     with clock.spent("start"):
       run = open_run(config, workdir, allow_config_change, clock, stack)
@@ -78,24 +76,10 @@ def _train(
     task, state = run.task, run.state
     with clock.spent("compile"):
       step = _compile(run.train_step, state, batch, run.strategy, config, run.num_examples)
-    window, watch = metrics.Window(), metrics.Stopwatch(run.step)
-    bad = metrics.BadSteps(config.optim.max_bad_steps, run.kept.get("skipped", 0))
-    detector = spikes.Detector(t.spike_factor, task.stages, run.kept.get("windows", ()))
-    dog = watchdog.Watchdog(t.stall_factor, t.stall_seconds)
-
-    @contextlib.contextmanager
-    def beside(kind: str) -> Iterator[None]:
-      """What is done in this context is no step: it is timed by itself, and may take long."""
-      with clock.spent(kind), watch.paused(), dog.paused():
-        yield
-
-    log = stack.enter_context(reporting.open_log(workdir, resume_step=run.step, enabled=is_first))
-    bar = stack.enter_context(reporting.progress(t.steps, initial=run.step, enabled=is_first))
-    stack.enter_context(watchdog.watching(dog))
-    report = functools.partial(_report, run, config, log, bar, watch, clock, bad, detector)
-    show = functools.partial(_show, run, log, stop, workdir)
+    journal = Journal(run, config, workdir, clock, stack)
+    show = functools.partial(_show, run, journal.log, stop, workdir)
     if run.unshown and not stop:
-      with beside("preview"):
+      with journal.beside("preview"):
         show(run.step, state)
     if _stops_early(stop):
       return stop.signal
@@ -103,42 +87,39 @@ def _train(
     step = stack.enter_context(profiling.traced(step, config.profile, workdir, run.step))
     for number in range(run.step + 1, t.steps + 1):
       state, measured = step(state, batch)
-      window.push(number, measured)
-      bar.update()
-      with clock.spent("data", only_if=window.is_over):
+      journal.add(number, measured)
+      with journal.waiting_for_data():
         batch = next(run.batches)
-      dog.beat()
       ends = stop.reached() or number == t.steps
       saves = ends or number % t.checkpoint_every == 0 or number in task.stages
       shows = run.preview.due(number)
       if saves or shows:
-        report(window.collect())
+        journal.report()
       elif number % t.log_every == 1 % t.log_every:
         # Only steps that are over are read: the device has the newest one to do meanwhile.
-        report(window.collect(until=number - 1))
+        journal.report(until=number - 1)
       if shows:
-        with beside("preview"):
+        with journal.beside("preview"):
           was_shown = show(number, state, may_be_cut=number not in task.stages)
         ends, saves = ends or not was_shown, saves or not was_shown
       if number in task.stages:
-        with beside("compile"):
+        with journal.beside("compile"):
           state = run.strategy.advance(task.advance, state)
       # Not after a bad step: where all are bad, the saves of a lost run would drive out those of a good one.
-      if saves and (ends or not bad.includes(number)):
-        with beside("checkpoint"):
-          position = {"examples": (number + run.ahead) * t.batch_size, "skipped": bad.total}
-          judged = {"windows": detector.windows, "rollbacks": run.rollbacks}
-          checkpoints.save(run.manager, number, run.strategy.fetch(state), run.record | position | judged)
+      if saves and (ends or not journal.is_bad(number)):
+        with journal.beside("checkpoint"):
+          record = run.record_at(number) | journal.record()
+          checkpoints.save(run.manager, number, run.strategy.fetch(state), record)
       if ends:  # as decided above: a signal that has come since is served after the next step
         break
-    with beside("checkpoint"):
+    with journal.beside("checkpoint"):
       checkpoints.finish(run.manager)
 
   logger.info("%s", clock.line())
   if number < t.steps or not was_shown:
     logger.info("Stopped after step %d, saved in %s. The same command goes on from there.", number, workdir)
     return stop.signal
-  if is_first:
+  if distributed.is_first():
     plots.loss_curve(workdir / "metrics.jsonl", workdir / "loss.png")
   logger.info("Done: %d steps. Pictures, loss.png and checkpoints are in %s.", number, workdir)
   return None
@@ -195,53 +176,3 @@ def _show(
   if distributed.is_first():
     (workdir / UNSHOWN).unlink(missing_ok=True)
   return True
-
-
-def _report(
-  run: Run,
-  config: Any,
-  log: reporting.Log,
-  bar: reporting.Progress,
-  watch: metrics.Stopwatch,
-  clock: goodput.Clock,
-  bad: metrics.BadSteps,
-  detector: spikes.Detector,
-  row: metrics.Row | None,
-) -> None:
-  """Shows and logs the means of a few steps.  Raises UserError when too many in a row were bad, and a Spike of the loss."""
-  if row is None:
-    return
-  first = bad.add(row.bad_steps)
-  if first is not None:
-    raise _lost(first, run.manager, config)
-  if row.bad_steps:
-    logger.warning("Skipped, as %s: step %s.", _why(config), ", ".join(map(str, row.bad_steps)))
-  # Steps that were skipped have changed nothing: what they lost says nothing of the state.
-  spike = None if row.all_bad else detector.add(row.step, row.means["loss"])
-  if spike:  # in all processes: means are those of the global batch
-    checkpoints.finish(run.manager)
-    raise spike
-  rate = watch.rate(row.step) * config.train.batch_size
-  skipped = {"skipped": bad.total}
-  undone = {"rollbacks": run.rollbacks.times} if run.rollbacks.times else {}
-  log.scalars(row.step, row.means | skipped | undone | {"images_per_s": rate} | clock.numbers())
-  others = {name: mean for name, mean in row.means.items() if name != "learning_rate" and "/" not in name}
-  bar.show(**{"loss": row.means["loss"]} | others | (skipped if bad.total else {}), images_per_s=rate)
-
-
-def _lost(step: int, manager: checkpoints.Manager, config: Any) -> UserError:
-  """The UserError for a run of which one step after the other is bad, from `step` on."""
-  checkpoints.finish(manager)
-  good, allowed = manager.latest_step(), config.optim.max_bad_steps
-  kept = f"The last good checkpoint is step {good}" if good else "There was no checkpoint yet"
-  after = "was the step" if allowed == 1 else f"were the {allowed} steps"
-  others = f" So {after} after it (config.optim.max_bad_steps={allowed})." if allowed else ""
-  return UserError(
-    f"{_why(config)} at step {step}. {kept}, in {manager.directory}.{others} "
-    "Try a lower config.optim.learning_rate, a longer config.optim.warmup_steps or config.optim.clip_norm=1."
-  )
-
-
-def _why(config: Any) -> str:
-  large = config.optim.skip_norm
-  return f"the loss or its gradient is not finite{f', or its norm above config.optim.skip_norm={large:g},' * bool(large)}"

@@ -51,6 +51,7 @@ LAYERS = {
     "runs",
     "starts",
     "resume",
+    "journal",
     "students",
     "previews",
     "accuracy",

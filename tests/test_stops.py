@@ -161,7 +161,7 @@ def test_the_watchdog_sleeps_while_a_run_shows_and_saves(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, name, wrapped)
 
-  monkeypatch.setattr(train.watchdog, "Watchdog", Known)
+  monkeypatch.setattr(watchdog, "Watchdog", Known)
   for module, name in (
     (checkpoints, "save"),
     (checkpoints, "finish"),
