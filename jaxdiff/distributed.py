@@ -107,9 +107,15 @@ def _of_variables(environ: Mapping[str, str]) -> Place | None:
 
 
 def _of_slurm(environ: Mapping[str, str]) -> Place | None:
-  """A task of `srun`; a batch script's own shell has no node list of a step, and is a process of its own."""
-  is_task = int(environ.get("SLURM_NTASKS") or 1) > 1 and "SLURM_STEP_NODELIST" in environ
-  return Place("Slurm") if is_task else None
+  """A task of `srun`.
+
+  A batch script's own shell has no node list of a step, and the shell that `salloc` opens is a step of one task in a job of
+  several: what runs there is a process of its own.
+  """
+  tasks = (
+    int(environ.get(name) or 1) for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS") if name in environ
+  )
+  return Place("Slurm") if "SLURM_STEP_NODELIST" in environ and min(tasks, default=1) > 1 else None
 
 
 def _of_open_mpi(environ: Mapping[str, str]) -> Place | None:

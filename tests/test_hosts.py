@@ -105,6 +105,10 @@ def test_slurm(launcher):
   assert distributed.place_of() is None, "the shell of a batch script is no task"
   launcher(SLURM_STEP_NODELIST="node[1-2]")
   assert distributed.place_of() == distributed.Place("Slurm")
+  launcher(SLURM_STEP_NUM_TASKS="4")
+  assert distributed.place_of() == distributed.Place("Slurm")
+  launcher(SLURM_STEP_NUM_TASKS="1")
+  assert distributed.place_of() is None, "salloc's shell is a step of one task, in a job of several"
   launcher(SLURM_NTASKS="1")
   assert distributed.place_of() is None
 
