@@ -1,7 +1,7 @@
 """The one training loop: every task, model and parallel strategy runs through it.
 
-At the start the run is opened (resume.py) and its step compiled. Order after a step: report (journal.py), show, advance to the
-next stage, save, stop.
+At the start the run is opened (resume.py) and its step compiled. Order after a step: report (journal.py), save, show, stop: what
+fails while it is shown loses no step. Where a stage ends: report, show, advance to the next stage, save.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from jaxdiff import (
   plan,
   plots,
   profiling,
-  reporting,
   signals,
   spikes,
   summary,
@@ -77,10 +76,10 @@ def _train(
     with clock.spent("compile"):
       step = _compile(run.train_step, state, batch, run.strategy, config, run.num_examples)
     journal = Journal(run, config, workdir, clock, stack)
-    show = functools.partial(_show, run, journal.log, stop, workdir)
+    show = functools.partial(_show, run, journal, stop, workdir)
+    save = functools.partial(_save, run, journal)
     if run.unshown and not stop:
-      with journal.beside("preview"):
-        show(run.step, state)
+      show(run.step, state)
     if _stops_early(stop):
       return stop.signal
     number, was_shown = run.step, True
@@ -90,27 +89,27 @@ def _train(
       journal.add(number, measured)
       with journal.waiting_for_data():
         batch = next(run.batches)
-      ends = stop.reached() or number == t.steps
-      saves = ends or number % t.checkpoint_every == 0 or number in task.stages
+      ends, is_stage = stop.reached() or number == t.steps, number in task.stages
+      saves = ends or number % t.checkpoint_every == 0 or is_stage
       shows = run.preview.due(number)
       if saves or shows:
         journal.report()
       elif number % t.log_every == 1 % t.log_every:
         # Only steps that are over are read: the device has the newest one to do meanwhile.
         journal.report(until=number - 1)
+      # Not after a bad step: where all are bad, the saves of a lost run would drive out those of a good one.
+      saves = saves and (ends or not journal.is_bad(number))
+      if saves and not is_stage:
+        save(number, state)
       if shows:
-        with journal.beside("preview"):
-          was_shown = show(number, state, may_be_cut=number not in task.stages)
-        ends, saves = ends or not was_shown, saves or not was_shown
-      if number in task.stages:
+        was_shown = show(number, state, may_be_cut=not is_stage)
+      if is_stage:
         with journal.beside("compile"):
           state = run.strategy.advance(task.advance, state)
-      # Not after a bad step: where all are bad, the saves of a lost run would drive out those of a good one.
-      if saves and (ends or not journal.is_bad(number)):
-        with journal.beside("checkpoint"):
-          record = run.record_at(number) | journal.record()
-          checkpoints.save(run.manager, number, run.strategy.fetch(state), record)
-      if ends:  # as decided above: a signal that has come since is served after the next step
+      if (saves and is_stage) or not was_shown:
+        save(number, state)
+      # As decided above: a signal that has come since is served after the next step.
+      if ends or not was_shown:
         break
     with journal.beside("checkpoint"):
       checkpoints.finish(run.manager)
@@ -152,27 +151,37 @@ def _stops_early(stop: signals.StopRequest) -> bool:
   return True
 
 
+def _save(run: Run, journal: Journal, number: int, state: Any) -> None:
+  """Starts saving the state after step `number`; does nothing where it is saved."""
+  with journal.beside("checkpoint"):
+    record = run.record_at(number) | journal.record()
+    checkpoints.save(run.manager, number, run.strategy.fetch(state), record)
+
+
 def _show(
   run: Run,
-  log: reporting.Log,
+  journal: Journal,
   stop: signals.StopRequest,
   workdir: Path,
   number: int,
   state: Any,
   may_be_cut: bool = True,
 ) -> bool:
-  """Shows what is due after step `number`.  False where a signal has cut it short: a run that goes on from here shows it then.
+  """Shows what is due after step `number`.  False where a signal has cut it short.
 
-  What a stage leaves (its student) is never cut short: once the state has advanced it could not be made again.
+  A run that goes on from here shows it then, also where this has failed.  What a stage leaves (its student) is never cut short:
+  once the state has advanced it could not be made again.
   """
-  try:
-    with stop.interrupts() if may_be_cut else contextlib.nullcontext():
-      shown = run.preview.show(run.strategy.fetch(state), number)
-  except signals.Stopped:
-    if distributed.is_first():
-      write_atomically(workdir / UNSHOWN, lambda file: file.write(str(number).encode()))
-    return False
-  log.show(number, shown)
+  mark = workdir / UNSHOWN
   if distributed.is_first():
-    (workdir / UNSHOWN).unlink(missing_ok=True)
+    write_atomically(mark, lambda file: file.write(str(number).encode()))
+  with journal.beside("preview"):
+    try:
+      with stop.interrupts() if may_be_cut else contextlib.nullcontext():
+        shown = run.preview.show(run.strategy.fetch(state), number)
+    except signals.Stopped:
+      return False
+    journal.log.show(number, shown)
+  if distributed.is_first():
+    mark.unlink(missing_ok=True)
   return True

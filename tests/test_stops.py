@@ -89,6 +89,29 @@ def test_sigterm_in_a_preview_saves_and_the_preview_is_made_up_for(tmp_path, mon
   assert "This run is complete" in train_main(tmp_path, capsys=capsys)[1]
 
 
+def test_a_preview_that_fails_loses_no_step_and_is_made_up_for(tmp_path, monkeypatch, undisturbed, step=6):
+  make = previews.make
+
+  def failing(*args):
+    preview = make(*args)
+
+    def show(state, number):
+      if number == step:
+        raise MemoryError("as a device's would be")
+      return preview.show(state, number)
+
+    return preview._replace(show=show)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(resume.previews, "make", failing)
+    with pytest.raises(MemoryError):
+      train_main(tmp_path)
+  assert steps_saved(tmp_path)[-1] == step
+  assert train_main(tmp_path)[0] == 0
+  assert picture(tmp_path, step) == picture(undisturbed, step)
+  assert equal(last_state(tmp_path), last_state(undisturbed))
+
+
 @pytest.mark.parametrize(("module", "name"), [(train, "_compile"), (resume, "batches_from")])
 def test_sigterm_before_the_first_step_ends_without_taking_one(module, name, tmp_path, monkeypatch, capsys):
   signal_at(monkeypatch, module, name)
