@@ -19,6 +19,7 @@ from jaxdiff import (
   configuration,
   data,
   distributed,
+  exported,
   goodput,
   locks,
   optim,
@@ -28,13 +29,14 @@ from jaxdiff import (
   starts,
   tasks,
 )
+from jaxdiff.errors import UserError
 from jaxdiff.files import write_atomically
 from jaxdiff.train_step import TrainStep, check_microbatches, make_train_step
 from jaxdiff.types import Batch, Task
 
 logger = logging.getLogger("jaxdiff")
 
-UNSHOWN = "unshown"  # a file in the workdir: the step whose pictures and numbers a signal has cut short
+UNSHOWN = "unshown"  # a file in the workdir: the step whose pictures and numbers are being made, or were not made to the end
 
 
 class Run(NamedTuple):
@@ -52,7 +54,7 @@ class Run(NamedTuple):
   state: Any
   # steps that the state has taken
   step: int
-  # whether a signal has cut short what was to be shown after that step
+  # whether what was to be shown after that step was not shown to the end
   unshown: bool
   rollbacks: spikes.Rollbacks
   batches: Generator[Batch, None, None]
@@ -73,7 +75,7 @@ def open_run(
   Leaves config.json.  Raises UserError for what the user can mend.
   """
   t = config.train
-  distributed.by_first(lambda: checkpoints.prepare_workdir(workdir))
+  distributed.by_first(lambda: _prepare(workdir))
   distributed.check_shared(workdir)
   source = data.load(config.data.source, config.data.split, skip_unreadable=config.data.skip_unreadable)
   data.check_labels(source, config.model.num_classes)
@@ -141,6 +143,15 @@ def batches_from(
   return data.device_prefetch(stream, strategy.place_batch)
 
 
+def _prepare(workdir: Path) -> None:
+  if (workdir / exported.FILE).exists():
+    raise UserError(
+      f"{str(workdir)!r} holds a model ({exported.FILE}), which cannot be trained further: what an optimizer needs is not in it. "
+      "Train in another --workdir; --mode sample and evaluate work here."
+    )
+  checkpoints.prepare_workdir(workdir)
+
+
 def _record(config: Any, source: data.Source) -> dict[str, Any]:
   return {
     "config": config.to_dict(),
@@ -150,7 +161,7 @@ def _record(config: Any, source: data.Source) -> dict[str, Any]:
 
 
 def _unshown(workdir: Path) -> int | None:
-  """The step after which a signal has cut short what is shown, if that is still to be done."""
+  """The step after which what is shown was not made to the end, if that is still to be done."""
   try:
     return int((workdir / UNSHOWN).read_text())
   except (OSError, ValueError):

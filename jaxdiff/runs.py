@@ -37,11 +37,11 @@ def restore(config: Any, workdir: Path, strategy: parallel.Strategy) -> Run:
   """
   task = tasks.make(config, optim.make_optimizer(config.optim, *tasks.stages(config)))
   make_state, restored = functools.partial(tasks.initial_state, config, task), None
-  if (workdir / checkpoints.FOLDER).is_dir():
+  if (workdir / exported.FILE).is_file():
+    restored = exported.read(workdir, make_state, strategy)
+  elif (workdir / checkpoints.FOLDER).is_dir():
     with contextlib.closing(checkpoints.open_for_reading(workdir)) as manager:
       restored = checkpoints.restore(manager, strategy.abstract(make_state), set_aside=False)
-  elif (workdir / exported.FILE).is_file():
-    restored = exported.read(workdir, make_state, strategy)
   if restored is None:
     raise UserError(f"there is no checkpoint in {str(workdir)!r}. Train first, or give another --workdir.")
   state, record = restored
@@ -57,13 +57,14 @@ def averaged_params(config: Any, workdir: Path) -> PyTree:
 def export(config: Any, workdir: Path) -> None:
   """`--mode export`: writes the model of a run's newest checkpoint to the folder config.export.out, in config.export.dtype.
 
-  Raises UserError as `restore` and exported.write, and where config.export.out is missing or the run's own workdir.
+  Raises UserError as `restore` and exported.write, and where config.export.out is missing or the workdir of a run.
   """
-  if not config.export.out or Path(config.export.out).resolve() == workdir.resolve():
-    raise UserError(
-      f"config.export.out is {config.export.out!r}; name a folder for the model, as --config.export.out=models/digits."
-    )
   out, dtype = Path(config.export.out).expanduser(), config.export.dtype
+  if not config.export.out or out.resolve() == workdir.resolve() or (out / checkpoints.FOLDER).exists():
+    holds = ", which holds a run" if config.export.out else ""
+    raise UserError(
+      f"config.export.out is {config.export.out!r}{holds}; name a folder for the model, as --config.export.out=models/digits."
+    )
   run = restore(config, workdir, one_device())
   kept = config.copy_and_resolve_references()
   kept.export.update({"out": "", "dtype": dtype})

@@ -94,3 +94,20 @@ def test_numbers_that_half_precision_cannot_hold_are_told(run, tmp_path):
   with pytest.raises(UserError, match="float16 .config.export.dtype. cannot hold"):
     exported.write(tmp_path, config, state, (), "float16")
   assert not (tmp_path / "config.json").exists()
+
+
+def test_a_model_is_not_trained_on_and_stays(run, tmp_path, capsys):
+  export(run, tmp_path)
+  before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+  for more in ([], ["--config", "configs/unet_cfg.py"]):
+    assert main(["--workdir", str(tmp_path), *more]) == 2
+    assert "holds a model (model.safetensors), which cannot be trained further" in capsys.readouterr().err
+  assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_run_is_not_overwritten_by_a_model(run, tmp_path, capsys):
+  small.run(tmp_path)
+  before = (tmp_path / "config.json").read_bytes()
+  assert export(run, tmp_path) == 2
+  assert "which holds a run; name a folder for the model" in capsys.readouterr().err
+  assert (tmp_path / "config.json").read_bytes() == before and not (tmp_path / exported.FILE).exists()
