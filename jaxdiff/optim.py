@@ -184,13 +184,17 @@ def make_optimizer(config: Any, *stages: int) -> optax.GradientTransformationExt
   chain = optax.chain(
     optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
     scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),
-    optax.add_decayed_weights(
-      config.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-    ),
+    optax.add_decayed_weights(config.weight_decay, mask=decayed),
     scale_by_schedule(rate),
     params_ema(config.ema_decay, config.ema_start_step),
   )
   return chain if config.accumulate_steps == 1 else accumulated(chain, config.accumulate_steps)
+
+
+def decayed(params: PyTree) -> PyTree:
+  """Which parameters weight decay acts on: matrices and kernels, not biases and scales, also where a scan has stacked these."""
+  is_decayed = lambda path, p: p.ndim > 1 and getattr(path[-1], "key", "") not in ("bias", "scale")
+  return jax.tree_util.tree_map_with_path(is_decayed, params)
 
 
 def accumulated(tx: optax.GradientTransformation, steps: int) -> optax.GradientTransformationExtraArgs:
@@ -211,13 +215,16 @@ def accumulated(tx: optax.GradientTransformation, steps: int) -> optax.GradientT
   return optax.GradientTransformationExtraArgs(optax.MultiSteps(tx, steps).init, update_fn)
 
 
-def restarted(tx: optax.GradientTransformation, opt_state: PyTree, params: PyTree) -> PyTree:
-  """A fresh optimizer state for params, but for the learning rate, which goes on where it is in opt_state."""
+def restarted(tx: optax.GradientTransformation, opt_state: PyTree, params: PyTree, count: Array) -> PyTree:
+  """A fresh optimizer state for params, but for the learning rate: the last one stays, and update `count` (i32[]) is next.
+
+  Given, not counted: of the updates that were due by now some may have been skipped.
+  """
 
   def is_schedule(node: Any) -> bool:
     return isinstance(node, ScheduledState)
 
-  pick = lambda new, old: old if is_schedule(new) else new
+  pick = lambda new, old: old._replace(count=jnp.asarray(count, jnp.int32)) if is_schedule(new) else new
   return jax.tree.map(pick, tx.init(params), opt_state, is_leaf=is_schedule)
 
 

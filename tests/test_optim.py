@@ -7,8 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdiff import optim
+from jaxdiff import optim, tasks
 from jaxdiff.errors import UserError
+from tests import small
 
 PARAMS = {"w": jnp.asarray([1.0, -2.0]), "b": jnp.asarray(0.5)}
 
@@ -118,6 +119,19 @@ def test_weight_decay_spares_vectors_and_scalars():
   updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
   np.testing.assert_allclose(updates["kernel"], -0.1 * 0.5, rtol=1e-6)
   assert (updates["bias"] == 0).all()
+
+
+def test_weight_decay_spares_vectors_that_a_scan_has_stacked():
+  def network(scan):
+    config = small.config("dit", f"model.scan={scan}", "model.qk_norm=True")
+    return jax.eval_shape(lambda: tasks.initial_state(config, tasks.make(config, optax.identity()))).params
+
+  names = lambda tree: {
+    path[-1].key: bool(is_decayed) for path, is_decayed in jax.tree_util.tree_flatten_with_path(tree)[0]
+  }
+  unrolled = names(optim.decayed(network(False)))
+  assert unrolled == names(optim.decayed(network(True)))
+  assert {name for name, is_decayed in unrolled.items() if is_decayed} == {"kernel", "embedding"}
 
 
 def test_the_schedule_warms_up_from_its_first_share_and_ends_at_zero():

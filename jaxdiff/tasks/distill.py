@@ -50,12 +50,16 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
     state = DistillState(jnp.zeros((), jnp.int32), params, tx.init(params), run_key, params, num_steps)
     return adopt(state, params)
 
+  ends = tuple(itertools.accumulate(each.updates for each in every))
+  counts = tuple(itertools.accumulate(each.updates // config.optim.accumulate_steps for each in every))
+
   def adopt(state: DistillState, teacher_params: PyTree) -> DistillState:
     """The state at a round's beginning: the student is its teacher, all but the learning rate begins anew."""
     # Copies: the student, its average and its teacher must not share a buffer when they are donated.
     whole = merged(state.params, teacher_params)
     student, teacher = (jax.tree.map(jnp.copy, whole) for _ in range(2))
-    opt_state = optim.restarted(tx, state.opt_state, student)
+    rounds_over = jnp.searchsorted(jnp.asarray(ends), state.step, side="right")
+    opt_state = optim.restarted(tx, state.opt_state, student, jnp.asarray((0, *counts))[rounds_over])
     return state.replace(params=student, teacher_params=teacher, opt_state=opt_state)
 
   def advance(state: DistillState) -> DistillState:
@@ -110,7 +114,6 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
     del state
     return denoise.read(functools.partial(module.apply, {"params": params}), process)
 
-  ends = tuple(itertools.accumulate(each.updates for each in every))
   return Task(init=init, loss=loss, denoiser=denoiser, advance=advance, stages=ends[:-1], adopt=adopt)
 
 

@@ -105,6 +105,23 @@ def test_after_a_round_the_averaged_student_teaches_and_all_begins_anew(trained)
   assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(adam))
 
 
+def test_a_round_has_its_whole_learning_rate_also_where_steps_were_skipped(made, trained):
+  """Of the two updates of the first round one was skipped: the second round begins with update 2, not with the end of the first."""
+  _, _, task, _ = made
+  of_one, of_two = trained[0][1:3]
+  is_schedule = lambda node: isinstance(node, optim.ScheduledState)
+  pick = lambda one, two: one if is_schedule(one) else two
+  skipped = of_two.replace(
+    opt_state=jax.tree.map(pick, of_one.opt_state, of_two.opt_state, is_leaf=is_schedule)
+  )
+  rates = [node for node in jax.tree.leaves(skipped.opt_state, is_leaf=is_schedule) if is_schedule(node)]
+  assert [int(rate.count) for rate in rates] == [1]
+  after = jit(task.advance)(skipped)
+  (rate,) = [node for node in jax.tree.leaves(after.opt_state, is_leaf=is_schedule) if is_schedule(node)]
+  assert int(rate.count) == 2 and float(rate.learning_rate) == float(rates[0].learning_rate)
+  assert equal(optim.ema_params(after), optim.ema_params(trained[0][3]))
+
+
 def test_the_whole_run_compiles_one_step(trained):
   _, traces = trained
   assert traces == 1
