@@ -57,7 +57,8 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
   def loss(params: PyTree, state: ClassifierState, batch: Batch, key: Array) -> tuple[Array, Metrics]:
     """The cross-entropy E[-log p(label | z_t, t)] over the batch, each example with its own noise and time.
 
-    Examples without label do not count.
+    Examples without label add nothing, and the mean is over all: the parts of a batch, on several devices or one after the
+    other, add up to the whole.  Accuracy is that of a part's labelled examples.
     Source: Dhariwal & Nichol 2021, section 4 and appendix H.
     """
     del state
@@ -70,7 +71,7 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
     share = is_labelled / jnp.maximum(jnp.sum(is_labelled), 1)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(is_labelled, label, 0))
     right = {f"top{k}": jnp.sum(share * is_among(logits, label, k)) for k in tops(logits.shape[-1])}
-    return jnp.sum(share * cross_entropy), right
+    return jnp.mean(is_labelled * cross_entropy), right
 
   return Task(init=init, loss=loss, denoiser=None, advance=lambda state: state)
 
@@ -81,9 +82,9 @@ def tops(num_classes: int) -> list[int]:
 
 
 def is_among(log_probs: Array, label: Array, k: int) -> Array:
-  """1 where the label is among the k likeliest, else 0; a tie counts against it.  Shapes: f32[...,K], i32[...] -> f32[...]."""
+  """1 where the label is among the k likeliest, else 0; ties and NaN count against it.  Shapes: f32[...,K], i32[...] -> f32[...]."""
   own = jnp.take_along_axis(log_probs, label[..., None], axis=-1)
-  rivals = jnp.sum(log_probs >= own, axis=-1) - 1
+  rivals = jnp.sum(~(log_probs < own), axis=-1) - 1
   return (rivals < k).astype(jnp.float32)
 
 

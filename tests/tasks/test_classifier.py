@@ -58,20 +58,28 @@ def test_the_loss_of_an_example_does_not_depend_on_its_batch(made):
   assert float(loss(batch_of(indices), key)) == pytest.approx(np.mean(alone), rel=1e-5)
 
 
-def test_examples_without_label_do_not_count(made):
+def test_examples_without_label_add_nothing_wherever_they_lie(made):
   _, task, state = made
   loss = jax.jit(task.loss)
-  some = loss(state.params, state, batch_of([1, 2, 3, 4], [1, NULL_LABEL, 3, NULL_LABEL]), jax.random.key(0))
-  few = loss(state.params, state, batch_of([1, 3], [1, 3]), jax.random.key(0))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), some, few)
-  none, _ = loss(state.params, state, batch_of([1, 2], [NULL_LABEL, NULL_LABEL]), jax.random.key(0))
-  assert float(none) == 0
+  of = lambda *given: loss(state.params, state, batch_of(*given), jax.random.key(0))
+  some, right = of([1, 2, 3, 4], [1, NULL_LABEL, 3, NULL_LABEL])
+  few, of_few = of([1, 3], [1, 3])
+  assert float(some) == pytest.approx(float(few) / 2, rel=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), right, of_few)
+  parts = [of([1, 3], [1, 3])[0], of([2, 4], [NULL_LABEL, NULL_LABEL])[0]]
+  assert float(some) == pytest.approx(np.mean(parts), rel=1e-5), "on two devices as on one"
+  assert float(parts[1]) == 0
 
 
 @pytest.mark.parametrize(("k", "wanted"), [(1, [1, 0, 0]), (2, [1, 1, 0]), (3, [1, 1, 1])])
 def test_top_k_counts_labels_among_the_k_likeliest_and_ties_against(k, wanted):
   said = jnp.log(jnp.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2], [0.4, 0.4, 0.4]]))
   np.testing.assert_array_equal(classifier.is_among(said, jnp.array([0, 1, 0]), k), wanted)
+
+
+def test_a_classifier_that_says_nan_is_not_right():
+  said = jnp.array([[jnp.nan] * 3, [0.0, jnp.nan, -1.0]])
+  np.testing.assert_array_equal(classifier.is_among(said, jnp.array([1, 0]), 1), [0, 0])
 
 
 def test_dropout_acts_in_training_alone():
