@@ -25,7 +25,7 @@ def build(spec: str, functions: Mapping[str, Callable[..., Built]], kind: str) -
   name, arguments = parse_call(spec, functions, kind)
   try:
     return functions[name](**arguments)
-  except ValueError as error:
+  except (ValueError, ZeroDivisionError) as error:
     raise UserError(f"the {kind} {spec!r} cannot be: {error}.") from None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -17,12 +18,28 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxdiff.calls import TYPE_NAMES, build, parse_call  # noqa: F401 - as configuration.build to its callers
-from jaxdiff.errors import UserError
+from jaxdiff.errors import UserError, first_line
 
 # (section, key) -> value in configs of earlier versions -> the same today
 RENAMED: dict[tuple[str, str], dict[Any, str]] = {("model", "remat"): {False: "none", True: "full"}}
 # The sections that say nothing of what is trained: what is done with a trained model, recorded on the way, planned before.
 AFTERWARDS = ("sample", "eval", "export", "profile", "plan")
+# The least and the largest value of numbers that nothing else checks.
+RANGES: dict[str, tuple[float, float]] = {
+  **dict.fromkeys(
+    ("train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "optim.accumulate_steps", "data.image_size"),
+    (1, math.inf),
+  ),
+  **dict.fromkeys(
+    ("train.steps", "train.sample_every", "train.keep_every", "train.max_rollbacks", "train.stall_factor",
+     "train.stall_seconds", "optim.learning_rate", "optim.warmup_steps", "optim.epsilon", "optim.weight_decay",
+     "optim.clip_norm", "optim.skip_norm", "optim.max_bad_steps", "optim.ema_start_step", "model.num_classes"),
+    (0, math.inf),
+  ),
+  **dict.fromkeys(("optim.beta1", "optim.beta2", "optim.ema_decay", "diffusion.label_dropout"), (0, 1)),
+  **dict.fromkeys(("seed", "sample.seed"), (0, 2**31 - 1)),
+}  # fmt: skip
+OF_ALL = ("task", "name", "model", "data")  # what every run's config has
 BASE = Path(__file__).resolve().parent.parent / "configs" / "base.py"
 
 
@@ -58,9 +75,9 @@ def override(config: ConfigDict, arguments: Iterable[str]) -> None:
   """Applies `--config.section.key=value` arguments to config, in place.
 
   The value is read as the type of the value it replaces.  Raises UserError for an argument that is not of this form,
-  an unknown key or a value of another type.
+  an unknown key, a value of another type, and as check_ranges.
   """
-  known = flatten(config)
+  known, wanted = flatten(config), {}
   for argument in arguments:
     key, equals, text = argument.removeprefix("--").partition("=")
     if not argument.startswith("--config.") or not equals:
@@ -70,9 +87,21 @@ def override(config: ConfigDict, arguments: Iterable[str]) -> None:
     key = key.removeprefix("config.")
     if key not in known:
       raise _unknown_key(key, known)
+    wanted[key] = _parse(key, text, known[key])
+  check_ranges(known | wanted)
+  for key, value in wanted.items():
     section, _, leaf = key.rpartition(".")
     target = config[section] if section else config
-    target[leaf] = _parse(key, text, known[key])
+    target[leaf] = value
+
+
+def check_ranges(leaves: Mapping[str, Any]) -> None:
+  """Raises UserError for a number outside of RANGES.  `leaves` are those of a config, as flatten gives them."""
+  for key, value in leaves.items():
+    least, most = RANGES.get(key, (-math.inf, math.inf))
+    if key in RANGES and not least <= value <= most:
+      wanted = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+      raise UserError(f"config.{key} is {value}; it must be {wanted}.")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -121,10 +150,20 @@ def from_json(text: str) -> ConfigDict:
 
 def of_run(workdir: Path) -> ConfigDict:
   """The config that a run keeps in its workdir, completed.  Raises UserError where there is none."""
-  saved = workdir / "config.json"
-  if not saved.is_file():
+  path = workdir / "config.json"
+  if not path.is_file():
     raise UserError(f"there is no run in {str(workdir)!r} (no config.json).")
-  return ConfigDict(completed(from_json(saved.read_text()).to_dict())).lock()
+  try:
+    saved = from_json(path.read_text())
+  except (ValueError, TypeError, AttributeError) as error:
+    raise UserError(
+      f"{path} cannot be read ({first_line(error)}). Copy it again from where the run was made."
+    ) from None
+  if missing := [section for section in OF_ALL if section not in saved]:
+    raise UserError(
+      f"{path} is not the config of a run: it has no {missing[0]!r}. Give the --workdir of one."
+    )
+  return ConfigDict(completed(saved.to_dict())).lock()
 
 
 def completed(saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def _join(flags: argparse.Namespace) -> None:
 def _train(config: Any, workdir: Path, flags: argparse.Namespace) -> int:
   from jaxdiff import starts, train
 
-  starts.override(config, flags.overrides)
+  starts.override(config, flags.overrides, is_settled=not flags.config)
   stopped = train.train(config, workdir, flags.allow_config_change)
   return flags.requeue_status if stopped == signal.SIGTERM else 0
 
@@ -128,7 +128,7 @@ def _plan(config: Any, workdir: Path, flags: argparse.Namespace) -> int:
   del workdir
   from jaxdiff import plan, starts
 
-  starts.override(config, flags.overrides)
+  starts.override(config, flags.overrides, is_settled=not flags.config)
   logger.info("%s", plan.text(plan.make(config)))
   return 0
 
@@ -238,9 +238,9 @@ def _resolve(flags: argparse.Namespace) -> tuple[Any, Path]:
     )
   if flags.config:
     config = configuration.load(flags.config)
-    workdir = Path(flags.workdir or Path("checkpoints") / config.name)
+    workdir = Path(flags.workdir or Path("checkpoints") / config.name).expanduser()
   elif flags.workdir:
-    config, workdir = None, Path(flags.workdir)
+    config, workdir = None, Path(flags.workdir).expanduser()
   else:
     raise UserError("give a config, as in --config configs/dit_cfg.py, or the --workdir of an earlier run.")
   if config is None or (flags.mode in OF_A_RUN and (workdir / "config.json").is_file()):

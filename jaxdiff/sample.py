@@ -50,6 +50,11 @@ def labels(config: Any, num: int) -> np.ndarray:
   return np.resize(np.asarray(wanted, np.int32), num)
 
 
+def preview_labels(config: Any) -> np.ndarray:
+  """The labels of the images that a run shows of itself: a grid's at most, as many as its devices draw at once.  i32[N]."""
+  return labels(config, _multiple(min(config.sample.num, MAX_TILES)))
+
+
 def draw_all(draw: Draw, state: Any, label: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
   """Draws image i of label[i] for all i, in batches of batch_size; of the last batch only what is asked for is kept."""
   for start in range(0, len(label), batch_size):
@@ -68,14 +73,14 @@ def run(config: Any, workdir: Path) -> None:
   batch_size = _multiple(min(s.batch_size, s.num))
   strategy = parallel.mesh(config.parallel, batch_size)
   _, task, state, names = runs.restore(config, workdir, strategy)
-  label, images = labels(config, s.num), []
+  label, look, images = labels(config, s.num), fidelity.make(config), []
   with reporting.progress(total=s.num, desc="sample") as bar:
     for drawn in draw_all(make_draw(config, task, strategy.place_rows), state, label, batch_size):
       images.append(drawn)
       bar.update(len(drawn))
   if not distributed.is_first():
     return
-  every, number, look = np.concatenate(images), np.arange(s.num), fidelity.make(config)
+  every, number = np.concatenate(images), np.arange(s.num)
   pictures.save_npz(workdir / "samples.npz", every, label)
   tiles = look.tiles(every[:MAX_TILES], number[:MAX_TILES])
   save_grid(workdir / "samples.png", tiles, label, names)
@@ -95,7 +100,7 @@ def make_preview(
   """
   check(config)
   draw = make_draw(config, task, strategy.place_rows)
-  label = labels(config, _multiple(min(config.sample.num, MAX_TILES)))
+  label = preview_labels(config)
   visited, names = times(config, process.build_schedule(config.diffusion)), source.label_names
   look, number = fidelity.make(config), np.arange(len(label))
 
@@ -122,7 +127,7 @@ def make_bounds_preview(
   It draws them once, as the base does not change.
   """
   del source, workdir
-  label = labels(config, _multiple(min(config.sample.num, MAX_TILES)))
+  label = preview_labels(config)
   number, look = np.arange(len(label)), fidelity.make(config)
   without = config.copy_and_resolve_references()
   without.sample.control_scale = (0.0,)

@@ -49,6 +49,10 @@ def _settle_rounds(config: Any, given: Any) -> None:
     )
   if not config.train.steps:
     config.train.steps = sum(tasks.stages(config))
+  if len(config.distill.guidance_range) != 2:
+    raise UserError(
+      f"config.distill.guidance_range is {config.distill.guidance_range}; give the lowest scale and the highest, as 1.0,4.0."
+    )
   low, high = config.distill.guidance_range
   if low < high:
     with config.unlocked():
@@ -82,9 +86,10 @@ STARTS = {
 }
 
 
-def override(config: Any, arguments: list[str]) -> None:
+def override(config: Any, arguments: list[str], is_settled: bool = False) -> None:
   """Applies the command line's overrides, in place, after what the run that config starts from, if any, has settled.
 
+  A config that a run has kept is settled already: what was overridden then stays so.
   Raises UserError as configuration.override, where there is no such run, and for a value that contradicts it.
   """
   start = STARTS.get(config.task)
@@ -93,14 +98,19 @@ def override(config: Any, arguments: list[str]) -> None:
     return
   configuration.override(config, [a for a in arguments if a.startswith(f"--config.{start.section}.")])
   given = _config_of(config, start)
+  if not is_settled:
+    _inherit(config, given, start)
+  configuration.override(config, arguments)
+  start.settle(config, given)
+  _check(config, given, start)
+
+
+def _inherit(config: Any, given: Any, start: Start) -> None:
   with config.unlocked():
     config.model = given.model.copy_and_resolve_references()
     for section in start.inherited:
       taken = {key: value for key, value in given[section].items() if f"{section}.{key}" not in start.own}
       config[section].update(taken)
-  configuration.override(config, arguments)
-  start.settle(config, given)
-  _check(config, given, start)
 
 
 def fresh_state(config: Any, task: Task, strategy: parallel.Strategy) -> Any:

@@ -51,14 +51,19 @@ def make_preview(
   It leaves <workdir>/steps_0064/, the averaged student as a run of the task `denoise` that --mode sample and evaluate take,
   with samples.png; after the last round rounds.png, the same noise through all students, and rounds.md, their figures.  With config.eval.every other than
   0 it scores each student as config.eval says.
+  Raises UserError for settings of config.sample and config.eval that cannot work.
   """
+  first = config_of(config, config.distill.start_steps)
+  draw.check(first)
+  label, scores = sample.preview_labels(first), quick.is_wanted(first)
+  if scores:
+    quick.check(first)
 
   def preview(state: Any, step: int, is_last: bool = False) -> Shown:
     num_steps = int(state.num_steps)
     own, folder = config_of(config, num_steps), folder_of(workdir, num_steps)
     own_task, student = student_of(own, state)
     export(folder, own, student, step, source.label_names)
-    label = sample.labels(own, own.sample.num + -own.sample.num % jax.device_count())
     drawing = draw.make_draw(own, own_task, strategy.place_rows)
     images, seconds = timed(drawing, student, label)
     if distributed.is_first():
@@ -67,7 +72,7 @@ def make_preview(
       f"steps_{num_steps:04d}": sample.save_grid(folder / "samples.png", images, label, source.label_names)
     }
     numbers = {"student/num_steps": float(num_steps), "student/seconds_per_image": seconds}
-    if quick.is_wanted(own):
+    if scores:
       numbers |= quick.make_preview(own, own_task, strategy, source, folder)(student, step).numbers
     if is_last and distributed.is_first():
       shown["rounds"] = through_rounds(workdir)

@@ -68,6 +68,14 @@ def test_overrides_take_the_type_of_what_they_replace(config, argument, key, val
     ("--config.train.steps", "Overrides are written --config.train.steps=500."),
     ("--steps=3", "cannot read the argument '--steps=3'"),
     ("stray", "cannot read the argument 'stray'"),
+    ("--config.train.keep_checkpoints=0", "config.train.keep_checkpoints is 0; it must be at least 1."),
+    ("--config.train.checkpoint_every=0", "config.train.checkpoint_every is 0; it must be at least 1."),
+    ("--config.train.log_every=0", "config.train.log_every is 0"),
+    ("--config.train.keep_every=-1", "config.train.keep_every is -1; it must be at least 0."),
+    ("--config.optim.accumulate_steps=0", "config.optim.accumulate_steps is 0"),
+    ("--config.optim.ema_decay=1.5", "config.optim.ema_decay is 1.5; it must be from 0 to 1."),
+    ("--config.optim.ema_decay=nan", "config.optim.ema_decay is nan"),
+    ("--config.seed=-1", "config.seed is -1; it must be from 0 to 2147483647."),
   ],
 )
 def test_a_wrong_override_is_one_line_that_names_the_right_one(config, argument, message):
@@ -170,3 +178,26 @@ def test_a_config_of_an_older_version_is_completed_and_its_values_stay(tmp_path)
     "data.threads: 2 -> 4",
     "seed: 7 -> 0",
   ]
+
+
+def test_ranges_are_of_keys_that_configs_have():
+  every = [
+    configuration.load(f"configs/{name}_cfg.py") for name in ("dit", "controlnet", "distill", "classifier")
+  ]
+  known = set().union(*(configuration.flatten(config) for config in every))
+  assert set(configuration.RANGES) <= known
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ('{"task": "denoise", "name"', "config.json cannot be read"),
+    ("[1, 2]", "config.json cannot be read"),
+    ('{"architectures": ["UNet"]}', "config.json is not the config of a run: it has no 'task'"),
+  ],
+)
+def test_a_config_that_no_run_has_left_is_told(tmp_path, text, message):
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(UserError) as told:
+    configuration.of_run(tmp_path)
+  assert message in str(told.value) and "\n" not in str(told.value)

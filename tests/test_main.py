@@ -199,6 +199,7 @@ BAD = {
   "strength": (["--config.sample.image={tmp}/file", "--config.sample.strength=1.5"], "config.sample.strength is 1.5."),
   "mode": (["--mode", "trian"], "unknown mode 'trian'. Did you mean 'train'?"),
   "steps": (["--config.sample.steps=0"], "config.sample.steps is 0; it must be at least 1."),
+  "schedule": (["--config.diffusion.schedule=linear(num_steps=0)"], "the schedule 'linear(num_steps=0)' cannot be: "),
   "model": (["--config.model.name=dot"], "'dot'"),
 }  # fmt: skip
 
@@ -219,6 +220,15 @@ def test_bad_input_is_one_clear_line_and_status_2(case, tmp_path, capsys):
 def test_the_unets_depth_and_an_image_that_does_not_fit_it(tmp_path, capsys):
   status, text = train(tmp_path, "--config.data.image_size=9", name="unet", capsys=capsys)
   assert status == 2 and "image size 9 is not divisible by" in text
+
+
+def test_a_model_without_classes_is_trained_and_drawn_from(tmp_path):
+  assert (
+    train(tmp_path, "--config.model.num_classes=0", "--config.sample.guidance=1", "--config.train.steps=2")[0]
+    == 0
+  )
+  assert run("--mode", "sample", "--workdir", str(tmp_path), "--config.sample.num=4")[0] == 0
+  assert (np.load(tmp_path / "samples.npz")["arr_1"] == -1).all()
 
 
 def test_sampling_where_there_is_nothing(tmp_path, capsys):

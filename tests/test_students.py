@@ -117,6 +117,21 @@ def test_a_round_that_was_killed_while_it_was_left_is_left_again(distilled, tmp_
   assert equal(state_of(broken), state_of(students.folder_of(workdir, 4)))
 
 
+@pytest.mark.parametrize(
+  ("setting", "told"),
+  [
+    (("eval.every=1", "eval.features=classifier:nowhere"), "there is no run in 'nowhere'"),
+    (("sample.labels=12",), "label 12 (config.sample.labels) is not one of this model's 10 classes"),
+    (("distill.guidance_range=3",), "give the lowest scale and the highest, as 1.0,4.0"),
+  ],
+)
+def test_what_a_round_could_not_show_is_told_before_it(distilled, tmp_path, capsys, setting, told):
+  more = [f"config.{line}" for line in setting]
+  assert train(tmp_path / "students", distilled[1], *more) == 2
+  text = capsys.readouterr().err
+  assert told in text and "train " not in text
+
+
 def test_a_teacher_that_is_not_there_is_told_with_the_command_that_makes_it(tmp_path, capsys):
   assert train(tmp_path / "students", tmp_path / "none") == 2
   told = capsys.readouterr().err

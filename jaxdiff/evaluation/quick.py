@@ -25,13 +25,8 @@ def make_preview(
   Raises UserError for settings of config.eval that cannot work.
   """
   del source  # the reference may be another split
-  evaluate.check(config)
-  draw.check(config)
   e, shape = config.eval, images.shape(config.data)
-  figures.check_num(e.quick_num, "config.eval.quick_num")
-  extractor = features.load(e.features)
-  extractor.check(shape)
-  scoring = scorer.make(config, extractor, workdir)
+  scoring = scorer.make(config, check(config), workdir)
   drawing = draw.make_draw(config, task, strategy.place_rows)
   label = drawn.labels(config, e.quick_num)
   width = min(config.sample.batch_size, e.quick_num)
@@ -44,6 +39,16 @@ def make_preview(
     return Shown({}, {report.PREFIX + name: value for name, value in found.items()})
 
   return preview
+
+
+def check(config: Any) -> features.Extractor:
+  """The network to score with.  Raises UserError for settings of config.eval and config.sample that cannot work."""
+  evaluate.check(config)
+  draw.check(config)
+  figures.check_num(config.eval.quick_num, "config.eval.quick_num")
+  extractor = features.load(config.eval.features)
+  extractor.check(images.shape(config.data))
+  return extractor
 
 
 def is_wanted(config: Any) -> bool:
