@@ -122,7 +122,7 @@ def make_hints(config: Any, branch: Branch) -> Callable[[np.ndarray], np.ndarray
   """The hints of a branch by the numbers of images, u8[B,S,S,Ch]: those of the data's examples, or of files in turn."""
   seen = config.data.copy_and_resolve_references()
   with seen.unlocked():
-    seen.hint = branch.config.data.hint
+    seen.hint, seen.hint_maps = branch.config.data.hint, branch.config.data.hint_maps
   split = _split(config, branch.hint)
   if split is not None:
     source = source_of(config, split)
@@ -146,7 +146,7 @@ def _words(text: str) -> list[str]:
 
 
 def _config_of(config: Any, workdir: Path) -> Any:
-  """The config of a further branch.  Raises UserError where it is none of the same base."""
+  """The config of a further branch.  Raises UserError where it is none, or one of another network."""
   own = configuration.of_run(workdir)
   name = f"{str(workdir)!r} (config.sample.branches)"
   if own.task != "controlnet":

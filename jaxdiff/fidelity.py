@@ -13,6 +13,7 @@ from jaxdiff.data.hints import maps
 from jaxdiff.scores.fidelity import FIDELITY
 from jaxdiff.tasks.controlnet import parse_hint
 
+OF_SOURCES = ("segmentation", "depth")  # hints that a source may have maps of, or a detector for
 Reader = Callable[[np.ndarray], np.ndarray]  # images u8[N,H,W,C] -> the hints found in them, u8[N,H,W,Ch]
 
 
@@ -57,8 +58,8 @@ def make_reader(config: Any) -> Reader | None:
   else as they are made; None where they are maps that no detector finds.
   """
   hint = parse_hint(config.control.reader or config.data.hint, train=False)
-  source = control.source_of(config, config.data.split)
-  if not config.control.reader:
+  if not config.control.reader and hint.name in OF_SOURCES:
+    source = control.source_of(config, config.data.split)
     if hint.name in source.detectors:
       read, reading = source.detectors[hint.name], maps.READINGS[hint.name]
       return lambda images: np.stack(
