@@ -34,7 +34,7 @@ def check(config: Any) -> None:
     raise unknown("value of config.sample.classifier_sees", s.classifier_sees, SEES)
   if not s.classifier:
     return
-  if Path(s.classifier).is_dir():
+  if _workdir(s).is_dir():
     _check_fits(_steering_config(s), config)
   else:
     _try(_function(s.classifier), config)
@@ -43,12 +43,12 @@ def check(config: Any) -> None:
 def load(config: Any) -> Classifier:
   """The classifier, ready to steer this config's model.  Raises UserError as `check`, and where it has no checkpoint."""
   s = config.sample
-  if not Path(s.classifier).is_dir():
+  if not _workdir(s).is_dir():
     function = _function(s.classifier)
     return Classifier(lambda params, z, t, label: function(z, t, label), {}, s.classifier_sees == "x")
   own = _steering_config(s)
   # Through the host, so that they go wherever the rows to draw lie.
-  params = jax.tree.map(jnp.asarray, runs.averaged_params(own, Path(s.classifier)))
+  params = jax.tree.map(jnp.asarray, runs.averaged_params(own, _workdir(s)))
   sees_x = _is_clean(own) if s.classifier_sees == "auto" else s.classifier_sees == "x"
   foreign = None if sees_x or _same_schedule(own, config) else process.build_schedule(config.diffusion)
   log_probs = classifier.make_log_probs(own, noised_by=foreign)
@@ -62,7 +62,7 @@ def load(config: Any) -> Classifier:
 def num_classes(config: Any) -> int:
   """How many classes can be asked for: the model's, or, if it knows none, those of its classifier; 0: unknown."""
   s = config.sample
-  if config.model.num_classes or not Path(s.classifier or " ").is_dir():
+  if config.model.num_classes or not s.classifier or not _workdir(s).is_dir():
     return config.model.num_classes
   return _steering_config(s).model.num_classes
 
@@ -78,8 +78,12 @@ def read_config(workdir: Path, key: str) -> Any:
   return own
 
 
+def _workdir(s: Any) -> Path:
+  return Path(s.classifier).expanduser()
+
+
 def _steering_config(s: Any) -> Any:
-  own = read_config(Path(s.classifier), "config.sample.classifier")
+  own = read_config(_workdir(s), "config.sample.classifier")
   if s.classifier_sees == "z" and _is_clean(own):
     raise UserError(
       f"{s.classifier!r} (config.sample.classifier) was trained on clean images alone and cannot be shown z. "

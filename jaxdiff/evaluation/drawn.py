@@ -6,6 +6,7 @@ WORKDIR/evaluation/<what they are a function of>/<number of the first>.npz holds
 
 from __future__ import annotations
 
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -23,6 +24,13 @@ from jaxdiff.evaluation.gather import Batches
 from jaxdiff.evaluation.images import Images
 
 HEAD = 64  # numbers of each parameter that tell one checkpoint from another
+FILES = (
+  "image",
+  "mask",
+  "classifier",
+  "hint",
+  "branches",
+)  # of config.sample: what names files, folders, modules
 IRRELEVANT = ("num", "labels")  # of config.sample: labels are written beside their images
 
 
@@ -46,8 +54,9 @@ def folder(workdir: Path, config: Any, state: Any) -> Path:
   how = {key: value for key, value in s.items() if key not in IRRELEVANT}
   params = optim.ema_params(state) if config.sample.ema else state.params
   heads = jax.jit(lambda leaves: [leaf.reshape(-1)[:HEAD] for leaf in leaves])(jax.tree.leaves(params))
-  versions = [_version(Path(s[key])) for key in ("image", "mask", "classifier", "hint", "branches") if s[key]]
-  what = (of_model, how, images.shape(config.data), versions, int(state.step))
+  named = [word.strip() for key in FILES for word in s[key].split(",") if word.strip()]
+  hinted = config.data.to_dict() if config.task == "controlnet" else {}
+  what = (of_model, how, images.shape(config.data), hinted, [*map(_version, named)], int(state.step))
   name = digest(*map(_sorted, what), *map(np.asarray, heads))
   return workdir / "evaluation" / distributed.by_first(lambda: name)
 
@@ -114,11 +123,17 @@ def _holds(file: Path, label: np.ndarray) -> bool:
     return False  # not there, or damaged: it is drawn
 
 
-def _version(path: Path) -> int:
-  """What changes when a file, or the newest checkpoint of a workdir, does."""
+def _version(name: str) -> int:
+  """What changes when a file does, one in a folder, the newest checkpoint of a workdir, or the module of `module:function`."""
+  path = Path(name).expanduser()
+  module = None if path.exists() else sys.modules.get(name.partition(":")[0])
+  if module is not None:
+    path = Path(module.__file__ or "")
   inside = path / "checkpoints"
-  found = inside if inside.is_dir() else path
-  return found.stat().st_mtime_ns if found.exists() else 0
+  if inside.is_dir():
+    return inside.stat().st_mtime_ns
+  found = [path, *path.iterdir()] if path.is_dir() else [path]
+  return max((each.stat().st_mtime_ns for each in found if each.exists()), default=0)
 
 
 def _sorted(value: Any) -> Any:

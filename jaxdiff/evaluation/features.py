@@ -76,8 +76,9 @@ def _inception(spec: str, where: str, key: str) -> Extractor:
 def _classifier(spec: str, where: str, key: str) -> Extractor:
   if not where:
     raise UserError(f"{spec!r} ({key}) does not say which: write classifier:<workdir of a classifier>.")
-  own = classifiers.read_config(Path(where), key)
-  params = runs.averaged_params(own, Path(where))
+  workdir = Path(where).expanduser()
+  own = classifiers.read_config(workdir, key)
+  params = runs.averaged_params(own, workdir)
   wanted = (own.data.image_size, own.data.image_size, own.data.channels)
 
   def check(shape: Shape) -> None:

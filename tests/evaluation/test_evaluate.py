@@ -1,12 +1,14 @@
 """Scoring a run and others' images, from the command line and in parts; pixels as features, so that it takes seconds."""
 
+import importlib
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 
-from jaxdiff import draw
+from jaxdiff import draw, runs
 from jaxdiff.evaluation import drawn, evaluate, figures, images, report
 from jaxdiff.main import main
 from tests import small
@@ -268,3 +270,39 @@ def test_settings_that_a_sweep_compiles_anew_are_told_apart():
     config.sample.guidance = guidance
     kinds.append(evaluate.compiled_as(config.sample))
   assert len(set(kinds)) == 3 and kinds[2] == kinds[3]
+
+
+def test_images_are_drawn_again_where_what_they_are_drawn_by_has_changed(made, tmp_path, monkeypatch):
+  """A file of several, one in a folder, the module of a function: each makes another folder of batches."""
+  config = small.config("dit")
+  state = runs.restore(config, made, runs.one_device()).state
+  monkeypatch.syspath_prepend(tmp_path)
+  paths = [tmp_path / name for name in ("a.png", "b.png", "many/c.png", "my_judge.py")]
+  paths[2].parent.mkdir()
+  for path in paths:
+    path.write_text("")
+  importlib.import_module("my_judge")
+  config.sample.hint, config.sample.classifier = (
+    f"{paths[0]}, {paths[1]},{paths[2].parent}",
+    "my_judge:brightness",
+  )
+  place = drawn.folder(tmp_path, config, state)
+  assert drawn.folder(tmp_path, config, state) == place
+  for i, path in enumerate(paths):
+    os.utime(path, ns=(0, (2**62 + i)))
+    assert drawn.folder(tmp_path, config, state) != place, path
+    place = drawn.folder(tmp_path, config, state)
+
+
+def test_a_branchs_images_are_a_function_of_how_hints_are_made(made, tmp_path):
+  config = small.config("dit")
+  state = runs.restore(config, made, runs.one_device()).state
+  of = lambda task, hint: drawn.folder(tmp_path, changed(config, task, hint), state)
+  assert of("controlnet", "canny(low=20.0)") != of("controlnet", "canny")
+  assert of("denoise", "canny(low=20.0)") == of("denoise", "canny"), "no hint has a part"
+
+
+def changed(config, task, hint):
+  own = config.copy_and_resolve_references()
+  own.task, own.data.hint = task, hint
+  return own
