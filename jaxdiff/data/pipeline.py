@@ -96,12 +96,12 @@ def fingerprint(source: Source, data: Any, *, batch_size: int, seed: int) -> dic
 
 
 def check_labels(source: Source, num_classes: int) -> None:
-  """Every label of the source must be a class of the model.
+  """Every label of the source must be a class of the model, unless it knows none (0).
 
   Raises:
     UserError: it has more classes.
   """
-  if source.num_classes > num_classes:
+  if num_classes and source.num_classes > num_classes:
     label = source.num_classes - 1
     raise UserError(
       f"the data has label {label} ({source.label_names[label]!r}), outside config.model.num_classes={num_classes}."
@@ -110,7 +110,7 @@ def check_labels(source: Source, num_classes: int) -> None:
 
 
 def check_sizes(size: int, batch_size: int, process_count: int) -> None:
-  """The batch must divide among the processes, and no batch may hold an example twice."""
+  """The batch must divide among the processes, and no batch of one epoch may hold an example twice."""
   if process_count > size:
     raise UserError(
       f"{process_count} processes, but only {size} examples (config.data.source): use fewer processes."

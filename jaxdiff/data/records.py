@@ -31,7 +31,7 @@ def open_records(where: str, split: str, skip_unreadable: bool) -> Source:
   info = builder.info
   check_format(folder, info)
   known = sorted(info.splits)
-  if split.partition("[")[0] not in known:
+  if split not in known:
     raise base.NoSplit(f"{folder} has no split {split!r} (config.data.split). Known: {', '.join(known)}.")
   image_key, label_key = keys(tfds, folder, info)
   data = builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})

@@ -23,7 +23,7 @@ def load(spec: str, split: str = "train", *, skip_unreadable: bool = False) -> S
   `idx:<dir>`                 IDX files as MNIST and Fashion-MNIST ship them, .gz or not
   `folder:<dir>`              PNG, JPEG and WebP files in one subfolder a class, below <dir>/<split> if it exists
 
-  `split` may be a share of one, as `train[:90%]`: see splits.share.  (TFDS takes shares of its own sets, in their order.)
+  `split` may be a share of one, as `train[:90%]`: see splits.share.
   `skip_unreadable` drops files of a folder that cannot be decoded, with one warning that names them.
 
   Raises:
@@ -37,7 +37,7 @@ def load(spec: str, split: str = "train", *, skip_unreadable: bool = False) -> S
       f"data source {spec!r} does not say where: write {kind}:<{WHERE[kind]}> (config.data.source)."
     )
   name, bounds = splits.parse(split)
-  if bounds is None or kind == "tfds":
+  if bounds is None:
     return OPENERS[kind](where, split, skip_unreadable)
   return splits.share(OPENERS[kind](where, name, skip_unreadable), split, bounds)
 

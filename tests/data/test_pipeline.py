@@ -318,6 +318,7 @@ def test_what_cannot_work_is_told_at_once(section, numbered, arguments, override
 def test_labels_outside_the_model_are_told(numbered):
   data.check_labels(numbered(20), 10)
   data.check_labels(numbered(20), 11)
+  data.check_labels(numbered(20), 0)  # a model that knows none
   with pytest.raises(UserError) as e:
     data.check_labels(numbered(20), 9)
   assert "label 9 ('j'), outside config.model.num_classes=9. Use --config.model.num_classes=10." in str(

@@ -109,6 +109,14 @@ def test_a_folder_is_prepared_with_its_splits_and_class_names(photos, tmp_path, 
   assert out == "" and "writing train: 100%" in err and "6/6" in err
 
 
+def test_a_share_of_a_prepared_set_has_all_classes(photos, tmp_path):
+  path = prepare.prepare(f"folder:{photos}", tmp_path, "pets")
+  given, prepared = data.load(f"folder:{photos}", "train[:50%]"), data.load(f"tfds:{path}", "train[:50%]")
+  assert_same(prepared, given)
+  assert {example["label"] for example in prepared} == {0, 1}, "though it lies there sorted by class"
+  assert prepared.fingerprint != data.load(f"tfds:{path}", "train[50%:]").fingerprint
+
+
 def test_broken_files_stop_preparing_or_are_left_out(photos, tmp_path):
   (photos / "cat/a.png").write_bytes(b"")
   assert "skip_unreadable=True" in told(prepare.prepare, f"folder:{photos}", tmp_path / "out", "pets")
