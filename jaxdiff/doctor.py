@@ -1,6 +1,7 @@
 """`--mode doctor`: what this machine has for training, how fast it is, and what to mend.
 
-Each finding is a line, with a line of advice where something can be better.
+Each finding is a line, with a line of advice where something can be better.  What needs further packages is imported where it
+is used: one that is missing is a finding too.
 """
 
 from __future__ import annotations
@@ -22,9 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff import platform
-from jaxdiff.data import idx, records, sources
 from jaxdiff.errors import UserError, first_line
-from jaxdiff.models import layers
 
 logger = logging.getLogger("jaxdiff")
 
@@ -32,6 +31,8 @@ PYTHONS = ((3, 11), (3, 14))  # from, and below
 REQUIRED = {  # module -> package
   "flax": "flax",
   "optax": "optax",
+  "einops": "einops",
+  "scipy": "scipy",
   "orbax.checkpoint": "orbax-checkpoint",
   "grain": "grain",
   "cv2": "opencv-python-headless",
@@ -113,8 +114,8 @@ def findings(sizes: Sizes | None = None) -> list[Finding]:
   found = [python(sys.version_info[:2]), *packages()]
   seen, devices = accelerators(os.environ), backend()
   found += [jax_version(), *seen.found, devices]
-  if devices.stops:
-    return found
+  if any(finding.stops for finding in found):
+    return found  # what follows needs them
   kind = jax.default_backend()
   found += unused(seen, kind, os.environ)
   found += [memory(), disk(Path.cwd())]
@@ -137,12 +138,12 @@ def python(version: tuple[int, ...]) -> Finding:
 
 
 def packages() -> list[Finding]:
-  """The packages that the library imports: one line, or one for each that is missing."""
-  missing = [package for module, package in REQUIRED.items() if not _is_there(module)]
-  if not missing:
+  """The packages that the library imports: one line, or one for each that is missing or broken."""
+  wrong = [f"{package} {reason}" for module, package in REQUIRED.items() if (reason := _why_not(module))]
+  if not wrong:
     return [Finding("packages", f"{len(REQUIRED)} of {len(REQUIRED)} required ones")]
   advice = "pip install -r requirements-cpu.txt, in the environment of this Python"
-  return [Finding("packages", f"{package} is missing", advice, stops=True) for package in missing]
+  return [Finding("packages", text, advice, stops=True) for text in wrong]
 
 
 def optional() -> list[Finding]:
@@ -153,6 +154,16 @@ def optional() -> list[Finding]:
     else Finding(package, f"not installed: {purpose}", f"if you want that: pip install {package}")
     for package, purpose in OPTIONAL.items()
   ]
+
+
+def _why_not(module: str) -> str:
+  """Why a module cannot be imported; "" where it can."""
+  try:
+    importlib.import_module(module)
+  except Exception as error:  # noqa: BLE001 - a broken package may raise anything, and each is the answer
+    is_missing = isinstance(error, ModuleNotFoundError) and module.startswith(error.name or "?")
+    return "is missing" if is_missing else f"cannot be imported: {first_line(error)}"
+  return ""
 
 
 def _is_there(module: str) -> bool:
@@ -324,6 +335,8 @@ def disk(folder: Path) -> Finding:
 
 def speeds(sizes: Sizes) -> list[Finding]:
   """Measured FLOP/s of a product of matrices and of a convolution."""
+  from jaxdiff.models import layers
+
   dtype = layers.dtype(sizes.dtype)
   a = jnp.ones((sizes.matmul, sizes.matmul), dtype)
   images = jnp.ones((sizes.batch, sizes.side, sizes.side, sizes.channels), dtype)
@@ -366,6 +379,8 @@ def cudnn_attention(kind: str) -> Finding:
   name, setting = "cuDNN attention", "config.model.attention"
   if kind != "gpu":
     return Finding(name, f"not here: it needs an NVIDIA GPU ({setting}=auto uses XLA's)")
+  from jaxdiff.models import layers
+
   q = jnp.ones((1, 128, 2, 64), jnp.bfloat16)
   try:
     jax.jit(lambda q: layers.attend(q, q, q, "cudnn")).lower(q).compile()(q).block_until_ready()
@@ -380,10 +395,14 @@ def cudnn_attention(kind: str) -> Finding:
 
 def data_sources(environment: Mapping[str, str]) -> list[Finding]:
   """The examples that can be trained on without a download."""
+  from jaxdiff.data import records
+
   return [digits(), fashion_mnist(Path(FASHION_MNIST)), tfds_sets(records.roots(""), environment)]
 
 
 def digits() -> Finding:
+  from jaxdiff.data import sources
+
   try:
     count = len(sources.load("digits"))
   except UserError as error:
@@ -392,6 +411,8 @@ def digits() -> Finding:
 
 
 def fashion_mnist(folder: Path) -> Finding:
+  from jaxdiff.data import idx
+
   try:
     idx.find(folder, "train", "images", 3)
   except UserError:
@@ -402,6 +423,8 @@ def fashion_mnist(folder: Path) -> Finding:
 
 def tfds_sets(root: Path, environment: Mapping[str, str]) -> Finding:
   """Sets that lie ready as [name/][config/]version below a folder."""
+  from jaxdiff.data import records
+
   found = sorted(
     {
       path.parent.parent.relative_to(root).as_posix()

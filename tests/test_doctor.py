@@ -1,6 +1,8 @@
 """--mode doctor: what it finds, what it advises, and when it says that training cannot work."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -152,6 +154,36 @@ def test_python_and_packages(monkeypatch):
   monkeypatch.setitem(doctor.REQUIRED, "orbits.checkpoint", "orbits-checkpoint")
   (finding,) = doctor.packages()
   assert finding.stops and finding.text == "orbits-checkpoint is missing"
+
+
+@pytest.mark.parametrize(
+  ("package", "error", "told"),
+  [
+    ("cv2", "ModuleNotFoundError(name='cv2')", "opencv-python-headless is missing"),
+    ("einops", "ModuleNotFoundError(name='einops')", "einops is missing"),
+    (
+      "cv2",
+      "ImportError('libGL.so.1: cannot open')",
+      "opencv-python-headless cannot be imported: libGL.so.1",
+    ),
+  ],
+)
+def test_a_package_that_the_library_cannot_do_without_is_told(package, error, told):
+  program = f"""
+import sys
+
+class Without:
+  def find_spec(self, name, path=None, target=None):
+    if name == "{package}":
+      raise {error}
+
+sys.meta_path.insert(0, Without())
+from jaxdiff import main
+sys.exit(main.main(["--mode", "doctor"]))
+"""
+  result = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+  assert result.returncode == 1, result.stderr
+  assert f"FIX  packages        {told}" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_speed_is_work_by_time(monkeypatch):
