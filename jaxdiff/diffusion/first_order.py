@@ -89,7 +89,7 @@ def ddim(eta: float | Array = 0.0) -> Sampler:
   Source: Song et al. 2021a (DDIM, arXiv 2010.02502), eq. 12 and 16 (their sigma_t is eta sqrt(beta-tilde), their alpha_t our
   alpha_t^2).
   """
-  if isinstance(eta, float) and not 0 <= eta <= 1:
+  if not isinstance(eta, jax.Array) and not 0 <= eta <= 1:
     raise ValueError(f"eta {eta} is not in [0, 1]")
 
   def step(key, z, carry, t, s, cond, denoise, schedule):

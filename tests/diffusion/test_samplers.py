@@ -226,6 +226,13 @@ def test_eulers_step_is_along_the_slope_of_the_flow(step):
   np.testing.assert_allclose(z_s, z + (then / now - 1) * (z - prediction.x), atol=1e-5 * (1 + now))
 
 
+@pytest.mark.parametrize("sampler", [samplers.ddim, samplers.SAMPLERS["euler_ancestral"]])
+@pytest.mark.parametrize("eta", [2, -0.1, np.float32(1.5)])
+def test_an_eta_outside_its_range_is_refused(sampler, eta):
+  with pytest.raises(ValueError, match=r"is not in \[0, 1\]"):
+    sampler(eta)
+
+
 @pytest.mark.parametrize(("name", "eta"), [("euler", 0.0), ("dpmpp_1", 0.0), ("euler_ancestral", 1.0)])
 def test_other_names_of_ddim(name, eta):
   z, times = jax.random.normal(jax.random.key(1), (4, 1, 1, 2)), samplers.time_grid(6)

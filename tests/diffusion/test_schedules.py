@@ -110,7 +110,7 @@ def test_log_snr_falls_strictly_and_is_finite_inside(name):
   assert (np.diff(log_snr) < 0).all()
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name != "edm" and not name.endswith("cosine")])
+@pytest.mark.parametrize("name", [name for name in ALL if not name.endswith("cosine")])
 @pytest.mark.parametrize("zero", [np.float64(0), jnp.float32(0)])
 def test_time_zero_is_clean_data(name, zero):
   assert scales(build(name), zero) == (pytest.approx(1, abs=2.5e-7), 0)
