@@ -1,6 +1,6 @@
 """Control branches: a frozen class-conditional model learns to obey a hint.
 
-python -m jaxdiff.main --config configs/dit_cfg.py:shapes              the base: 15 min on 2 CPU cores
+python -m jaxdiff.main --config configs/dit_cfg.py:shapes              the base: 25 min on 2 CPU cores
 python -m jaxdiff.main --config configs/controlnet_cfg.py              Canny edges; the same as :canny
 python -m jaxdiff.main --config configs/controlnet_cfg.py:hough        straight lines
 python -m jaxdiff.main --config configs/controlnet_cfg.py:scribble     what a person draws
@@ -33,7 +33,7 @@ def get_config(preset: str = "") -> ConfigDict:
   c.control.label_dropout = 0.5  # share of examples without label, so that the hint is read
   c.control.hint_dropout = 0.0  # share of examples with an empty hint
   c.control.unlock_decoder = False  # train the decoder of a UNet too
-  # how hints are found in drawn images, to score these, as segmentation(onnx=FILE); empty: as config.data.hint
+  # how hints are found in drawn images, to score these, as segmentation(onnx="FILE"); empty: as config.data.hint
   c.control.reader = ""
   base.short_run(c)
   c.data.heldout = "test"  # the hints of the pictures that are drawn while training

@@ -1,7 +1,7 @@
 """Progressive distillation: a trained model becomes one that samples in 128, 64, ..., 4, 2 and 1 steps.
 
 python -m jaxdiff.main --config configs/dit_cfg.py                                the teacher
-python -m jaxdiff.main --config configs/distill_cfg.py                            digits: 30 min on 2 CPU cores
+python -m jaxdiff.main --config configs/distill_cfg.py                            digits: 17 min on 2 CPU cores
 python -m jaxdiff.main --config configs/distill_cfg.py --config.teacher.workdir=checkpoints/unet_digits
 python -m jaxdiff.main --config configs/distill_cfg.py:guided                     students of a guided teacher, at any scale from 1 to 4
 python -m jaxdiff.main --config configs/distill_cfg.py:fashion_mnist

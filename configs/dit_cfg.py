@@ -5,7 +5,7 @@ python -m jaxdiff.main --config configs/dit_cfg.py:fashion_mnist    Fashion-MNIS
 python -m jaxdiff.main --config configs/dit_cfg.py:shapes           drawn scenes, 32x32 RGB: 25 min on 2 CPU cores
 python -m jaxdiff.main --config configs/dit_cfg.py:cifar10          one GPU
 python -m jaxdiff.main --config configs/dit_cfg.py:imagenet64       8 GPUs or a TPU slice
-python -m jaxdiff.main --config configs/dit_cfg.py:imagenet256_latent_xl2   DiT-XL/2 on 32x32x4 latents
+python -m jaxdiff.main --config configs/dit_cfg.py:imagenet256_latent_xl2   DiT-XL/2 on 32x32x4 latents: --mode plan
 
 Figures: docs/RESULTS.md.
 """
@@ -81,7 +81,7 @@ def imagenet64(c: ConfigDict) -> None:
 
 
 def imagenet256_latent_xl2(c: ConfigDict) -> None:
-  """DiT-XL/2 with the paper's hyperparameters.  The latents (f32[32,32,4]) must have been prepared as a TFDS set."""
+  """DiT-XL/2 with the paper's hyperparameters, for --mode plan and benchmarks: no source reads latents (f32[32,32,4]) yet."""
   base.imagenet64(c)
   c.data.source = "tfds:imagenet256_latents"
   c.data.image_size = 32
