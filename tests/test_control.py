@@ -248,16 +248,6 @@ def own_data(config):
   return without
 
 
-def test_a_workdir_alone_goes_on_with_what_was_overridden(trained, tmp_path, capsys):
-  """The base's data say train; the branch was told a share of it."""
-  workdir = tmp_path / "branch"
-  settings = ("train.steps=2", "data.split=train[:50%]", "train.sample_every=0")
-  assert train(workdir, trained[1], *settings) == 0
-  capsys.readouterr()
-  assert main(["--workdir", str(workdir), "--config.train.steps=2"]) == 0
-  assert "This run is complete: 2 of 2 steps" in capsys.readouterr().err
-
-
 def test_an_exported_branch_takes_its_base_along(trained, tmp_path):
   arguments = [
     "--workdir",

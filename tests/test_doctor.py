@@ -160,7 +160,6 @@ def test_python_and_packages(monkeypatch):
   ("package", "error", "told"),
   [
     ("cv2", "ModuleNotFoundError(name='cv2')", "opencv-python-headless is missing"),
-    ("einops", "ModuleNotFoundError(name='einops')", "einops is missing"),
     (
       "cv2",
       "ImportError('libGL.so.1: cannot open')",

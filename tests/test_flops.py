@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxdiff import configuration, flops, plan, train
-from tests.test_main import train as train_main
+from jaxdiff import flops, plan, train
+from tests import small
 
 X = jax.ShapeDtypeStruct((8, 16), jnp.float32)
 Y = jax.ShapeDtypeStruct((16, 32), jnp.float32)
@@ -36,8 +36,7 @@ def test_none_where_the_host_cannot(error):
 
 
 @pytest.mark.parametrize("strategy", ["mesh", "pmap"])
-def test_a_run_tells_them_where_its_devices_compiler_does_not_count(strategy, tmp_path, monkeypatch, capsys):
+def test_where_the_devices_compiler_does_not_count_a_plan_does(strategy, monkeypatch):
   monkeypatch.setattr(train, "flops", types.SimpleNamespace(counted=lambda lowered: None))
-  status, text = train_main(tmp_path, f"--config.parallel.strategy={strategy}", capsys=capsys)
-  told = plan.step_flops(configuration.of_run(tmp_path))
-  assert status == 0 and f"step        {told / 1e9:,.1f} GFLOP" in text
+  config = small.config("dit", f"parallel.strategy={strategy}")
+  assert train._flops(None, config) == plan.step_flops(config) > 1e6

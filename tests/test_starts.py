@@ -5,8 +5,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdiff import configuration, optim, parallel, runs, starts, tasks
+from jaxdiff import configuration, optim, parallel, runs, starts, tasks, train
 from jaxdiff.errors import UserError
+from jaxdiff.main import main
 from tests import small
 
 
@@ -42,6 +43,15 @@ def test_what_is_the_branchs_own_stays(base):
 def test_the_command_line_wins_over_the_base(base):
   c = started(base[0], "data.random_flip=False", "diffusion.time_density=low_discrepancy")
   assert not c.data.random_flip and c.diffusion.time_density == "low_discrepancy"
+
+
+def test_a_workdir_alone_goes_on_with_what_was_overridden(base, tmp_path, monkeypatch):
+  own = started(base[0], "data.random_flip=False", "data.split=train[:50%]")
+  (tmp_path / "config.json").write_text(configuration.to_json(own))
+  seen = []
+  monkeypatch.setattr(train, "train", lambda config, *others: seen.append(config))
+  assert main(["--workdir", str(tmp_path), "--config.train.steps=9"]) == 0
+  assert configuration.differences(own.to_dict(), seen[0].to_dict()) == ["train.steps: 2000 -> 9"]
 
 
 @pytest.mark.parametrize(
