@@ -17,7 +17,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -28,9 +28,20 @@ from jaxdiff.types import PyTree
 
 logger = logging.getLogger("jaxdiff")
 
-Manager: TypeAlias = ocp.CheckpointManager
 FOLDER = "checkpoints"
 NOTES = "_CHECKPOINT_METADATA"  # Orbax's own, of when it saved; written again after the sums, and nothing is restored from it
+
+
+class Manager(ocp.CheckpointManager):
+  """Orbax's, which does not ask JAX's runtime whether SIGTERM has come.
+
+  The runtime counts questions and stops all processes at the same one: those of signals.JointStopRequest.  Orbax's, with the
+  numbers of steps, would set the count back.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    del step
+    return False
 
 
 def prepare_workdir(workdir: Path) -> None:
@@ -69,7 +80,7 @@ def open_for_reading(workdir: Path) -> Manager:
 
 def _manager(workdir: Path, options: ocp.CheckpointManagerOptions) -> Manager:
   handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
-  return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options, item_handlers=handlers)
+  return Manager((workdir / FOLDER).absolute(), options=options, item_handlers=handlers)
 
 
 def _seal(folder: Path) -> None:
@@ -190,12 +201,18 @@ def latest_run(manager: Manager) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def closing(manager: Manager) -> Iterator[None]:
-  """Closes a manager at the end; of several processes not after an error, as the others may not come to wait together."""
+  """Closes a manager at the end; of several processes not after an error, as the others may not come to wait together.
+
+  After an error a save that fails as well is told, and the error stays what it was.
+  """
   try:
     yield
   except BaseException:
     if not distributed.is_several():
-      manager.close()
+      try:
+        manager.close()
+      except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise many kinds
+        logger.error("%s", _failed(manager, error))
     raise
   manager.close()
 

@@ -11,6 +11,17 @@ from typing import IO, Any
 from jaxdiff.errors import UserError
 
 
+def _umask() -> int:
+  umask = os.umask(0)
+  os.umask(umask)
+  return umask
+
+
+UMASK = (
+  _umask()
+)  # read once: to read it is to set it for the whole process, in which other threads make files
+
+
 def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], Any]) -> None:
   """Lets `write` fill a temporary file beside `path` and renames it, so that no reader sees half a file.
 
@@ -24,7 +35,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
     with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
       temporary = Path(file.name)
       write(file)
-    temporary.chmod(target.stat().st_mode if target.exists() else 0o666 & ~_umask())
+    temporary.chmod(target.stat().st_mode if target.exists() else 0o666 & ~UMASK)
     temporary.replace(target)
   except OSError as error:
     raise unwritable(target, error) from error
@@ -38,9 +49,3 @@ def unwritable(path: str | os.PathLike[str], error: OSError) -> UserError:
   return UserError(
     f"cannot write {path}: {error.strerror or error}. Make room there, or choose another place."
   )
-
-
-def _umask() -> int:
-  umask = os.umask(0)
-  os.umask(umask)
-  return umask

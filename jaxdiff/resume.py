@@ -100,9 +100,8 @@ def open_run(
   if step >= t.steps and not unshown:
     logger.info("This run is complete: %d of %d steps (config.train.steps) in %s.", step, t.steps, workdir)
     return None
-  if distributed.is_first():
-    text = configuration.to_json(config).encode()
-    write_atomically(workdir / "config.json", lambda file: file.write(text))
+  text = configuration.to_json(config).encode()
+  distributed.by_first(lambda: write_atomically(workdir / "config.json", lambda file: file.write(text)))
   kept = restored[1] if restored else {}
   undone = spikes.of_json(kept.get("rollbacks", spikes.Rollbacks()))
   rollbacks = spikes.of_json(distributed.by_first(lambda: spikes.resume(workdir, step, undone)))

@@ -1,7 +1,7 @@
 """The one training loop: every task, model and parallel strategy runs through it.
 
-At the start the run is opened (resume.py) and its step compiled. Order after a step: report (journal.py), save, show, stop: what
-fails while it is shown loses no step. Where a stage ends: report, show, advance to the next stage, save.
+At the start the run is opened (resume.py) and its step compiled. Order after a step: report (journal.py), save, show, stop: a step
+that is saved is not lost by what fails while it is shown. Where a stage ends: report, show, advance to the next stage, save.
 """
 
 from __future__ import annotations
@@ -173,8 +173,11 @@ def _show(
   once the state has advanced it could not be made again.
   """
   mark = workdir / UNSHOWN
-  if distributed.is_first():
-    write_atomically(mark, lambda file: file.write(str(number).encode()))
+  if distributed.is_several():
+    # Where one fails they do not wait for a save under way; and a student's would meet its barriers.
+    with journal.beside("checkpoint"):
+      checkpoints.finish(run.manager)
+  distributed.by_first(lambda: write_atomically(mark, lambda file: file.write(str(number).encode())))
   with journal.beside("preview"):
     try:
       with stop.interrupts() if may_be_cut else contextlib.nullcontext():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from jaxdiff import checkpoints, optim, tasks
 from jaxdiff.errors import UserError
@@ -49,6 +50,32 @@ def test_a_restored_state_is_the_saved_one_bit_for_bit(manager, state, tmp_path)
   assert restored.rng.dtype == state.rng.dtype
   assert jax.tree.structure(restored) == jax.tree.structure(state)
   assert run.items() >= RUN.items()
+
+
+def test_a_save_does_not_ask_for_sigterm(manager, state, monkeypatch):
+  """JAX's runtime counts the questions, and stops several processes at the same one: only the loop may ask."""
+  asked = []
+  monkeypatch.setattr(
+    multihost_utils, "reached_preemption_sync_point", lambda step: asked.append(step) or False
+  )
+  checkpoints.save(manager, 4, state, RUN)
+  checkpoints.finish(manager)
+  assert not asked
+
+
+@pytest.mark.parametrize("error", [UserError("as the picture's"), KeyboardInterrupt()])
+def test_a_save_that_fails_as_well_does_not_hide_the_error(tmp_path, monkeypatch, caplog, error):
+  manager = checkpoints.open_manager(tmp_path)
+
+  def close():
+    raise OSError("No space left on device")
+
+  monkeypatch.setattr(manager, "close", close)
+  monkeypatch.setattr(logging.getLogger("jaxdiff"), "propagate", True)
+  with pytest.raises(type(error)) as raised, checkpoints.closing(manager):
+    raise error
+  assert raised.value is error
+  assert "a checkpoint could not be saved: No space left on device" in caplog.text
 
 
 def test_nothing_saved_is_none(manager, state):

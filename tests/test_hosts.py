@@ -337,6 +337,19 @@ def test_sigterm_to_any_saves_the_same_step_in_all(one, tmp_path):
 
 
 @pytest.mark.slow
+def test_sigterm_in_a_preview_after_a_save_stops_all(tmp_path):
+  processes = start_two(
+    tmp_path, *TRAIN, *LONG, "--config.train.sample_every=10", "--config.train.steps=100000"
+  )
+  for path in ("checkpoints/20", "unshown"):
+    wait_for(tmp_path / path, processes)
+  processes[1].send_signal(signal.SIGTERM)
+  statuses, texts = finish(processes)
+  assert statuses == [AGAIN, AGAIN], "\n".join(texts)
+  assert steps_saved(tmp_path)[-1] == int(re.search(r"Stopped after step (\d+), saved", texts[0])[1])
+
+
+@pytest.mark.slow
 def test_when_one_is_lost_the_other_ends_and_both_can_go_on(one, tmp_path):
   for lost, after in ((1, 10), (0, 40)):
     begin = time.monotonic()
