@@ -19,6 +19,7 @@ VERSION=${VERSION:-v2-alpha-tpuv5-lite} # the runtime that TYPE asks for
 SPOT=${SPOT:-1}                         # 1: cheaper, and taken away at any time; 0: not
 SHARE=${SHARE:-}                        # HOST:/PATH of the NFS share, mounted at /shared
 WORKDIR=${WORKDIR:-/shared/runs/$NAME}
+export NAME ZONE TYPE VERSION SPOT SHARE # for `keep`, which creates by a process of its own
 RESTARTS=${RESTARTS:-10}                # of launch/again.sh on the workers
 PAUSE=${PAUSE:-60}                      # seconds between two looks of `keep`
 
@@ -56,12 +57,17 @@ run() {
 }
 
 keep() {
-  local status
+  local status found
   while :; do
-    if [ "$(state)" != READY ]; then
-      [ -z "$(state)" ] || tpu delete "$NAME" --quiet
-      create
-      run "$@"
+    if ! found=$(state); then
+      echo "$0: the slice cannot be asked for; looking again in $PAUSE s." >&2
+    elif [ "$found" != READY ]; then
+      [ -z "$found" ] || tpu delete "$NAME" --quiet || true
+      # A process of its own: within a condition `set -e` would not end it. Half a slice is no slice.
+      if ! { "$0" create && run "$@"; }; then
+        echo "$0: no slice yet; trying again in $PAUSE s." >&2
+        tpu delete "$NAME" --quiet || true
+      fi
     fi
     sleep "$PAUSE"
     status=$(tpu ssh "$NAME" --worker=0 --command 'cat jaxdiff/run.status 2>/dev/null' || true)
@@ -69,15 +75,24 @@ keep() {
       '') ;;
       75) # SIGTERM: by a preemption, which takes a moment, or by `stop`
         sleep "$PAUSE"
-        [ "$(state)" != READY ] || exit "$status"
+        found=$(state) || continue
+        [ "$found" != READY ] || exit "$status"
         ;;
       *) exit "$status" ;;
     esac
   done
 }
 
+# What the slice is in; nothing where there is none. Fails where nobody says.
 state() {
-  tpu describe "$NAME" --format='value(state)' 2>/dev/null || true
+  local told
+  told=$(mktemp)
+  if ! tpu describe "$NAME" --format='value(state)' 2>"$told" && ! grep -qi 'not.found' "$told"; then
+    cat "$told" >&2
+    rm "$told"
+    return 1
+  fi
+  rm "$told"
 }
 
 command=${1:-help}

@@ -356,8 +356,14 @@ def test_slurm_requeues_what_asks_for_it(stand_in, status, restarts, requeued):
 
 GCLOUD = """verb=$4
 echo "$@" >> "$LOG"
+if [ -e "$STATE.fails.$verb" ]; then
+  rm "$STATE.fails.$verb"
+  [ "$verb" != scp ] || echo READY > "$STATE"
+  echo "ERROR: (gcloud.$verb) no more capacity, or no answer" >&2
+  exit 1
+fi
 case $verb in
-  describe) cat "$STATE" 2>/dev/null || exit 1 ;;
+  describe) cat "$STATE" 2>/dev/null || { echo "ERROR: NOT_FOUND: Resource 'pod' was not found" >&2; exit 1; } ;;
   create) echo READY > "$STATE" ;;
   delete) rm "$STATE" ;;
   scp) cp "$5" "$WORKER" ;;
@@ -429,6 +435,20 @@ def test_a_preempted_tpu_pod_is_made_again(worker):
   assert result.returncode == 0, result.stderr
   verbs = [line.split()[3] for line in logged()]
   assert verbs.count("create") == 2 and verbs.count("delete") == 1
+
+
+@pytest.mark.parametrize(
+  ("verb", "creates", "deletes"), [("describe", 1, 0), ("create", 2, 1), ("scp", 2, 1)]
+)
+def test_a_tpu_pod_is_tried_for_again(worker, tmp_path, verb, creates, deletes):
+  """No answer, no capacity, half a slice: none ends `keep`, and it watches no slice on which nothing runs."""
+  (worker / "does").write_text("exit 0\n")
+  (tmp_path / f"state.fails.{verb}").touch()
+  result = run("launch/tpu_pod.sh", "keep", "--config", "c.py", PAUSE="1", RESTARTS="0")
+  assert result.returncode == 0 and "no answer" in result.stderr, result.stderr
+  verbs = [line.split()[3] for line in logged()]
+  assert verbs.count("create") == creates and verbs.count("delete") == deletes
+  assert (worker / "jaxdiff/run.status").read_text() == "0\n"
 
 
 def test_a_tpu_pod_tells_how_it_is_used(worker, monkeypatch):
