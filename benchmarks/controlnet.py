@@ -119,20 +119,23 @@ def accuracy_by(workdir: Path) -> Callable[[np.ndarray, np.ndarray], float]:
 
 
 def cost(flags: argparse.Namespace) -> None:
-  workdirs = {"base": flags.base, "branch": flags.workdir}
-  steps = {name: trainer(workdir) for name, workdir in workdirs.items()}
+  workdirs, branch = {"base": flags.base, "branch": flags.workdir}, configuration.of_run(flags.workdir)
+  steps = {name: trainer(workdir, branch.train.batch_size) for name, workdir in workdirs.items()}
   print("train step", table({name: step for name, (step, _) in steps.items()}, flags.rounds))
   print("planned by the compiler, MiB:", {name: round(memory / 2**20) for name, (_, memory) in steps.items()})
-  print("drawing", table({name: drawer(workdir) for name, workdir in workdirs.items()}, flags.rounds))
+  print(
+    "drawing",
+    table({name: drawer(workdir, branch.sample) for name, workdir in workdirs.items()}, flags.rounds),
+  )
 
 
-def trainer(workdir: Path) -> tuple[Callable[[], None], int]:
-  """(one train step of a run, bytes that it needs)."""
+def trainer(workdir: Path, batch_size: int) -> tuple[Callable[[], None], int]:
+  """(one train step of a run on so many images, bytes that it needs)."""
   config = configuration.of_run(workdir)
-  strategy = parallel.make(config.parallel, config.train.batch_size)
+  strategy = parallel.make(config.parallel, batch_size)
   run = runs.restore(config, workdir, strategy)
   source = data.load(config.data.source, config.data.split)
-  batch = strategy.place_batch(data.examples(source, config.data, np.arange(config.train.batch_size)))
+  batch = strategy.place_batch(data.examples(source, config.data, np.arange(batch_size)))
   step = make_train_step(run.task, optim.make_optimizer(config.optim, config.train.steps))
   compiled = strategy.lower(step, run.state, batch).compile()
   kept, memory = [run.state], compiled.memory_analysis()
@@ -144,9 +147,10 @@ def trainer(workdir: Path) -> tuple[Callable[[], None], int]:
   return once, memory.temp_size_in_bytes + memory.argument_size_in_bytes
 
 
-def drawer(workdir: Path) -> Callable[[], Any]:
-  """Draws a batch of a run's images, guided."""
+def drawer(workdir: Path, asked: Any) -> Callable[[], Any]:
+  """Draws a batch of a run's images, with the sampler, steps and guidance that are asked for."""
   config = configuration.of_run(workdir)
+  config.sample.update({key: asked[key] for key in ("sampler", "steps", "grid", "guidance")})
   config.sample.hint = "data" if config.task == "controlnet" else ""
   strategy = parallel.mesh(config.parallel, BATCH)
   run = runs.restore(config, workdir, strategy)

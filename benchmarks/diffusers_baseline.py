@@ -236,7 +236,8 @@ def draw(
     z = torch.randn((len(here), *shape), generator=generator).to(DEVICE)
     for t in scheduler.timesteps:
       v = guided(model, z, t, here, scale)
-      z = scheduler.step(v, t, z, eta=0.0).prev_sample
+      # The noise that belongs to the clipped image, as this project's DDIM takes it.
+      z = scheduler.step(v, t, z, eta=0.0, use_clipped_model_output=True).prev_sample
     images.append(((z + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
     print(f"{time.monotonic() - start:.0f} s: {sum(map(len, images))} of {len(label)} drawn", flush=True)
   return np.concatenate(images)

@@ -115,13 +115,12 @@ def plot(found: Curves, path: Path) -> None:
 
 def speed(flags: argparse.Namespace) -> list[str]:
   """What an image costs each way, the ways in turn, and how many times faster than the guided teacher: medians, quartiles."""
-  ways = {
-    "teacher, guided, 50 steps": drawer(flags.teacher, {"guidance": 1.5, "steps": 50, "sampler": "ddim"})
-  }
+  guided = {"guidance": guidance_of(flags.students), "steps": 50, "sampler": "ddim"}
+  ways = {"teacher, guided, 50 steps": drawer(flags.teacher, guided)}
   for count in (4, 1):
     folder = students.folder_of(flags.students, count)
     if folder.is_dir():
-      ways[f"student, {count} steps"] = drawer(folder, {"guidance": 1.0})
+      ways[f"student, {count} steps"] = drawer(folder, {})  # as they were scored
   seconds: dict[str, list[float]] = {name: [] for name in ways}
   for number in range(ROUNDS + 1):
     for name, once in ways.items():
