@@ -100,8 +100,7 @@ def labels_of_data(config: Any, num: int) -> np.ndarray | None:
   if split is None:
     return None
   source = source_of(config, split)
-  rows = np.arange(num) % len(source)
-  return np.asarray([example["label"] for example in source.take(rows)], np.int32)
+  return np.resize(source.labels_of(np.arange(min(num, len(source)))), num)
 
 
 def own_hints(config: Any) -> Callable[[np.ndarray], np.ndarray]:
@@ -115,7 +114,7 @@ def real_images(config: Any, number: np.ndarray) -> np.ndarray | None:
   if split is None:
     return None
   source = source_of(config, split)
-  return data.examples(source, config.data, number % len(source))["image"]
+  return data.examples(source, data.without_hints(config.data), number % len(source))["image"]
 
 
 def make_hints(config: Any, branch: Branch) -> Callable[[np.ndarray], np.ndarray]:
@@ -126,7 +125,8 @@ def make_hints(config: Any, branch: Branch) -> Callable[[np.ndarray], np.ndarray
   split = _split(config, branch.hint)
   if split is not None:
     source = source_of(config, split)
-    return lambda number: data.examples(source, seen, number % len(source))["hint"]
+    read = data.reader(source, seen)
+    return lambda number: read(number % len(source))["hint"]
   every = [data.read_hint(str(path), seen, config.sample.hint_is_map) for path in _files(branch.hint)]
   return lambda number: np.stack([every[i % len(every)] for i in number])
 

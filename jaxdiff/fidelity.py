@@ -10,6 +10,7 @@ import numpy as np
 from jaxdiff import control
 from jaxdiff.data import hints
 from jaxdiff.data.hints import maps
+from jaxdiff.errors import UserError
 from jaxdiff.scores.fidelity import FIDELITY
 from jaxdiff.tasks.controlnet import parse_hint
 
@@ -58,6 +59,10 @@ def make_reader(config: Any) -> Reader | None:
   else as they are made; None where they are maps that no detector finds.
   """
   hint = parse_hint(config.control.reader or config.data.hint, train=False)
+  if hint.name != (wanted := parse_hint(config.data.hint).name):
+    raise UserError(
+      f"config.control.reader finds the hint {hint.name!r}, but this branch follows {wanted!r} (config.data.hint)."
+    )
   if not config.control.reader and hint.name in OF_SOURCES:
     source = control.source_of(config, config.data.split)
     if hint.name in source.detectors:
@@ -65,7 +70,8 @@ def make_reader(config: Any) -> Reader | None:
       return lambda images: np.stack(
         [reading.finish(read(image)[..., None], hint.arguments) for image in images]
       )
-    if not hint.arguments.get("onnx") and (hint.name == "depth" or hint.name in source[0].get("maps", {})):
+    are_maps = hint.name == "depth" or config.data.hint_maps or hint.name in source[0].get("maps", {})
+    if are_maps and not hint.arguments.get("onnx"):
       return None
   return lambda images: np.stack([hints.detect(hint, image) for image in images])
 

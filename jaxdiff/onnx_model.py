@@ -30,10 +30,15 @@ def features(path: str | os.PathLike[str], scaling: str = "unit") -> Callable[[A
 
 
 def vectors(path: Any, out: np.ndarray, number: int) -> np.ndarray:
-  """A network's output for `number` images, f32[N,D]. Raises UserError where it is no vector an image."""
+  """A network's output for `number` images, f32[N,D]. Raises UserError where it is no vector an image, or not finite."""
   if out.ndim < 2 or len(out) != number or max(out.shape[1:]) != np.prod(out.shape[1:]):
     raise UserError(
       f"the first output of {path} has shape {list(out.shape)} for {number} images; it should be [N,D], a vector "
       "an image: export the network up to its pooled features."
     )
-  return out.reshape(number, -1).astype(np.float32)
+  found = out.reshape(number, -1).astype(np.float32)
+  if not np.isfinite(found).all():
+    raise UserError(
+      f"the first output of {path} is not finite for some of the images: there is no distance between such."
+    )
+  return found

@@ -41,12 +41,12 @@ def labels(config: Any, num: int) -> np.ndarray:
 
   Where their hints are those of the data's examples (config.sample.hint), these have labels too.
   """
-  if not config.sample.labels and steering.asks_for_labels(config):
-    of_data = control.labels_of_data(config, num)
-    if of_data is not None:
-      return of_data
-  classes = classifiers.num_classes(config) if steering.asks_for_labels(config) else 0
-  wanted = config.sample.labels or tuple(range(classes)) or (NULL_LABEL,)
+  if not steering.asks_for_labels(config):
+    return np.full(num, NULL_LABEL, np.int32)
+  of_data = None if config.sample.labels else control.labels_of_data(config, num)
+  if of_data is not None:
+    return of_data
+  wanted = config.sample.labels or tuple(range(classifiers.num_classes(config))) or (NULL_LABEL,)
   return np.resize(np.asarray(wanted, np.int32), num)
 
 

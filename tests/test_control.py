@@ -233,6 +233,21 @@ def test_drawing_by_a_picture_needs_no_data_set(trained, hint_files):
   assert main(["--mode", "sample", "--workdir", str(trained[0]), *arguments, *more]) == 0
 
 
+@pytest.mark.parametrize(
+  ("hint", "maps", "is_read"),
+  [("canny", "", True), ("segmentation", "", True), ("segmentation", "folder", False), ("depth", "", False)],
+)
+def test_a_reader_is_there_where_hints_can_be_found_in_images(config, hint, maps, is_read):
+  config.data.hint, config.data.hint_maps, config.data.source = hint, maps, "digits"
+  assert (fidelity.make_reader(config) is not None) == is_read
+
+
+def test_a_reader_of_another_hint_is_refused(config):
+  config.control.reader = "scribble"
+  with pytest.raises(UserError, match="finds the hint 'scribble', but this branch follows 'canny'"):
+    fidelity.make_reader(config)
+
+
 def test_each_branch_reads_the_maps_of_its_own_hints(config):
   with config.unlocked():
     config.data.hint_maps = "/nowhere"

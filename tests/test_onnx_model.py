@@ -125,6 +125,12 @@ def test_outputs_that_are_no_vectors(export):
     onnx_model.features(export(["n", 3, "h", "w"], axes=(0, 2, 3)))(IMAGES)
 
 
+def test_features_that_are_not_finite():
+  found = np.array([[1.0, 2.0], [np.inf, 0.0]])
+  with pytest.raises(UserError, match=r"the first output of a\.onnx is not finite"):
+    onnx_model.vectors("a.onnx", found, 2)
+
+
 class Failing:
   def run(self, outputs, feed):
     del outputs, feed

@@ -13,7 +13,16 @@ from jaxdiff.data.ahead import device_prefetch
 from jaxdiff.data.base import NoSplit, Source
 from jaxdiff.data.files import read_hint
 from jaxdiff.data.folder import SUFFIXES
-from jaxdiff.data.pipeline import check_labels, epoch, examples, fingerprint, stream
+from jaxdiff.data.hinted import without_hints
+from jaxdiff.data.pipeline import (
+  check_labels,
+  check_same_classes,
+  epoch,
+  examples,
+  fingerprint,
+  reader,
+  stream,
+)
 from jaxdiff.data.sources import load
 
 __all__ = [
@@ -21,11 +30,14 @@ __all__ = [
   "NoSplit",
   "Source",
   "check_labels",
+  "check_same_classes",
   "device_prefetch",
   "epoch",
   "examples",
   "fingerprint",
   "load",
   "read_hint",
+  "reader",
   "stream",
+  "without_hints",
 ]

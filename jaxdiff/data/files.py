@@ -59,7 +59,7 @@ def _read(path: str, channels: int) -> np.ndarray:
     content = Path(path).expanduser().read_bytes()
   except OSError as error:
     raise UserError(f"cannot read the image {path!r}: {error.strerror}.") from None
-  image = decode.decode(content, channels, f"the image {path!r}")
+  image = decode.decode(content, name=f"the image {path!r}")
   if image is None:
     raise UserError(f"{path!r} is not an image that can be read. Use a PNG, JPEG or WebP file.")
-  return image
+  return transforms.with_channels(image, channels)

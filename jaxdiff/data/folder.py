@@ -26,14 +26,15 @@ log = logging.getLogger("jaxdiff")
 def open_folder(where: str, split: str, skip_unreadable: bool) -> Source:
   """The images below <dir>/<split>, or below <dir> itself, which then is the split 'train'.
 
-  A class is a subfolder, in sorted order; its files may lie in subfolders of it. Hidden files are ignored.
+  A class is a subfolder, in sorted order, of <dir>/train where there is one: a class has one number in all splits.  Its files
+  may lie in subfolders of it. Hidden files are ignored.
   All files are checked first: decoded if there are few or if broken ones shall be skipped, else by header only.
   """
   given = Path(where).expanduser()
   if not given.is_dir():
     raise UserError(f"there is no directory {given} (config.data.source=folder:{where}).")
   root = split_dir(given, split)
-  classes = subfolders(root)
+  classes = class_names(given, root)
   if not classes:
     raise UserError(f"{root} has no subfolders: folder: wants one subfolder a class (config.data.source).")
   files = [(name, label) for label, c in enumerate(classes) for name in image_files(root, c)]
@@ -93,6 +94,17 @@ def split_dir(root: Path, split: str) -> Path:
   raise base.NoSplit(
     f"{root} has no split {split!r}: no {root / split} with one subfolder a class (config.data.split)."
   )
+
+
+def class_names(given: Path, root: Path) -> tuple[str, ...]:
+  """The classes of a split below `root`: those of the split 'train' beside it.  Raises UserError for one that is not among them."""
+  own, train = subfolders(root), given / "train"
+  if root in (given, train) or not train.is_dir():
+    return own
+  known = subfolders(train) or own
+  if others := sorted(set(own) - set(known)):
+    raise UserError(f"{root} has a class {others[0]!r}, which {train} does not have: {', '.join(known)}.")
+  return known
 
 
 def subfolders(root: Path) -> tuple[str, ...]:

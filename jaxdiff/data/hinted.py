@@ -33,6 +33,14 @@ def asked(data: Any, *, train: bool) -> Hint | None:
   return hint
 
 
+def without_hints(data: Any) -> Any:
+  """The config's data section for those who read images alone."""
+  plain = data.copy_and_resolve_references()
+  with plain.unlocked():
+    plain.hint = plain.hint_maps = ""
+  return plain
+
+
 def with_maps(source: Source, data: Any, hint: Hint | None) -> Source:
   """The source with the maps of config.data.hint_maps, if there are any.  Raises UserError as pairs.attach."""
   where = data.get("hint_maps", "")

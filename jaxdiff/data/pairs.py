@@ -18,6 +18,7 @@ from jaxdiff.data.hints import maps
 from jaxdiff.errors import UserError
 
 SUFFIX = ".png"
+BIT_DEPTH = 24  # where a PNG's header says how many bits a sample has
 KEY = "config.data.hint_maps"
 
 
@@ -87,7 +88,8 @@ class PairReader:
 def read(path: str | Path, name: str) -> np.ndarray:
   """A file as a map for the hint `name`, [H,W,C] as hints.maps reads it.
 
-  8 or 16 bits; of a palette the numbers are labels for a segmentation, else the colours count; alpha is dropped.
+  1 to 16 bits; of a palette, and of gray of less than 8 bits, the numbers are labels for a segmentation, else the colours count;
+  alpha is dropped.
   Raises UserError for a file that cannot be read or does not suit.
   """
   pil: Any = base.require("PIL.Image", "pillow", "a hint's map")
@@ -97,17 +99,19 @@ def read(path: str | Path, name: str) -> np.ndarray:
     if not decode.is_image(content, told):
       raise ValueError
     with pil.open(io.BytesIO(content)) as image:
-      found = np.asarray(_converted(image, name))
+      found = _converted(image, name, content)
   except (OSError, ValueError) as error:
     why = getattr(error, "strerror", None) or "it is no image"
     raise UserError(f"cannot read {told}: {why}.") from None
   return maps.read(name, found, told)
 
 
-def _converted(image: Any, name: str) -> Any:
-  """A PIL image of 8-bit gray or RGB, or of 16 bits as it is."""
+def _converted(image: Any, name: str, content: bytes) -> np.ndarray:
+  """A PIL image as 8-bit gray or RGB, or of 16 bits as it is; for labels the numbers of the file."""
   if image.mode == "P" and name == "segmentation":
-    return image.convert("P")
+    return np.asarray(image)
   if image.mode.startswith("I"):
     return np.asarray(image).astype(np.uint16)
-  return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+  found = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+  bits = content[BIT_DEPTH] if image.format == "PNG" and image.mode in ("1", "L") else 8
+  return found // (255 // (2**bits - 1)) if name == "segmentation" else found

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from jaxdiff.data.base import ArrayReader, Example, HostBatch, Source
 from jaxdiff.data.hints import Hint
 from jaxdiff.data.transforms import View
 from jaxdiff.errors import UserError
+
+MEASURED = 32  # images by whose size that of all is estimated
 
 
 def stream(
@@ -70,15 +72,21 @@ def stream(
 
 def epoch(source: Source, data: Any, batch_size: int) -> Iterator[HostBatch]:
   """One pass in the source's own order, not augmented; the last batch holds what is left."""
+  read = reader(source, data)
   for first in range(0, len(source), batch_size):
-    yield examples(source, data, np.arange(first, min(first + batch_size, len(source))))
+    yield read(np.arange(first, min(first + batch_size, len(source))))
 
 
 def examples(source: Source, data: Any, rows: np.ndarray) -> HostBatch:
   """These rows of the source as one batch, not augmented.  Shapes: rows: int[B]."""
-  hint = hinted.asked(data, train=False)
-  view = transforms.view(data, train=False)
-  return assemble(hinted.with_maps(source, data, hint), rows, rows.astype(np.uint32), 0, view, hint)
+  return reader(source, data)(rows)
+
+
+def reader(source: Source, data: Any) -> Callable[[np.ndarray], HostBatch]:
+  """The function rows -> batch, as `examples`, for many calls: maps in files are looked for once."""
+  hint, view = hinted.asked(data, train=False), transforms.view(data, train=False)
+  paired = hinted.with_maps(source, data, hint)
+  return lambda rows: assemble(paired, rows, rows.astype(np.uint32), 0, view, hint)
 
 
 def fingerprint(source: Source, data: Any, *, batch_size: int, seed: int) -> dict[str, Any]:
@@ -106,6 +114,15 @@ def check_labels(source: Source, num_classes: int) -> None:
     raise UserError(
       f"the data has label {label} ({source.label_names[label]!r}), outside config.model.num_classes={num_classes}."
       f" Use --config.model.num_classes={source.num_classes}."
+    )
+
+
+def check_same_classes(source: Source, other: Source, what: str) -> None:
+  """Raises UserError where labels of `other`, which `what` names, are not those of the source."""
+  if source.label_names != other.label_names:
+    raise UserError(
+      f"{what} has the classes {', '.join(other.label_names)}, the training data {', '.join(source.label_names)}: the same labels "
+      "would stand for others."
     )
 
 
@@ -199,6 +216,14 @@ def assemble(
   return batch
 
 
+def _fitted_pixels(source: Source, view: View) -> float:
+  """The pixels of a fitted image; where a random crop follows, which leaves images their shape, the mean of some."""
+  if not view.random_crop:
+    return view.size**2
+  few = source.take(np.linspace(0, len(source) - 1, min(len(source), MEASURED)).astype(int))
+  return float(np.mean([transforms.fit(example["image"], view)[..., 0].size for example in few]))
+
+
 def hold(source: Source, view: View, threads: int, hint: Hint | None = None) -> Source:
   """The source with all its images, and the maps of its hint, decoded, fitted and kept in memory.
 
@@ -207,11 +232,12 @@ def hold(source: Source, view: View, threads: int, hint: Hint | None = None) -> 
   """
   a_map = hinted.fit_map(source[0], view, hint) if hint else None
   bytes_a_pixel = view.channels + (a_map.itemsize * a_map.shape[-1] if a_map is not None else 0)
-  need = len(source) * view.size**2 * bytes_a_pixel
+  pixels = _fitted_pixels(source, view)
+  need = len(source) * pixels * bytes_a_pixel
   have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
   if need > 0.8 * have:
     raise UserError(
-      f"{len(source)} images of {view.size}x{view.size}x{bytes_a_pixel} need {need / 2**30:.0f} GiB, the machine has"
+      f"{len(source)} images of {pixels:.0f} pixels of {bytes_a_pixel} bytes need {need / 2**30:.0f} GiB, the machine has"
       f" {have / 2**30:.0f} GiB: read them from disk with --config.data.in_memory=False."
     )
 

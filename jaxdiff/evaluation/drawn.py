@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdiff import distributed, optim, pictures, reporting, sample
+from jaxdiff import distributed, optim, pictures, reporting, sample, steering
 from jaxdiff.data.base import digest
 from jaxdiff.draw import Draw
 from jaxdiff.evaluation import images
@@ -37,14 +37,13 @@ IRRELEVANT = ("num", "labels")  # of config.sample: labels are written beside th
 def labels(config: Any, num: int) -> np.ndarray:
   """The labels of the images to draw, as config.eval.labels says: i32[num], the first ones the same for any num.
 
-  "data" takes those of the reference's split in a fixed random order, again and again if there are too few.
+  Where a label has no part in what is drawn there are none.  "data" takes those of the reference's split in a fixed random order, again and again if there are too few.
   """
-  if config.eval.labels == "balanced":
+  if config.eval.labels == "balanced" or not steering.asks_for_labels(config):
     return sample.labels(config, num)
   source = images.open_split(config.data, config.eval.reference_split or config.data.split)
   rows = np.random.Generator(np.random.PCG64(0)).permutation(len(source))[:num]
-  parts = (source.take(part) for part in np.array_split(rows, 1 + len(rows) // images.BATCH))
-  return np.resize([example["label"] for part in parts for example in part], num).astype(np.int32)
+  return np.resize(source.labels_of(rows), num)
 
 
 def folder(workdir: Path, config: Any, state: Any) -> Path:

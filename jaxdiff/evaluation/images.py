@@ -38,7 +38,7 @@ def given(config: Any) -> Images:
     return of_split(config.data, where)
   path = Path(spec).expanduser()
   if path.is_dir():
-    return of_folder(path, config.data)
+    return of_folder(path, config.data, config.model.num_classes)
   if path.suffix != ".npz":
     raise UserError(
       f"{spec!r} ({KEY}) is neither a folder nor an .npz file. Give one of them, or data:SPLIT."
@@ -96,20 +96,23 @@ def of_split(settings: Any, split: str) -> Images:
   source = open_split(settings, split)
 
   def batches() -> Batches:
-    for batch in data.epoch(source, settings, BATCH):
+    for batch in data.epoch(source, data.without_hints(settings), BATCH):
       yield batch["image"], batch["label"]
 
   return Images(f"{settings.source} {split}", len(source), shape(settings), batches)
 
 
-def of_folder(path: Path, settings: Any) -> Images:
+def of_folder(path: Path, settings: Any, num_classes: int) -> Images:
   """The images below a folder, sorted by name, brought to size as the config's data section says.
 
-  Labels are what its subfolders give, sorted, if there are as many of them as make classes; images that lie in the
-  folder itself have none.  Raises UserError where there is none, and for one that cannot be read.
+  Labels are what its subfolders give, sorted, if there are as many of them as classes; images that lie in the folder itself
+  have none.  Raises UserError where there is none, and for one that cannot be read.
   """
   classes = folder.subfolders(path)
-  files = [(name, label) for label, c in enumerate(classes) for name in folder.image_files(path, c)]
+  labels = range(num_classes) if len(classes) == num_classes else [NULL_LABEL] * len(classes)
+  files = [
+    (name, label) for label, c in zip(labels, classes, strict=True) for name in folder.image_files(path, c)
+  ]
   loose = sorted(p.name for p in path.iterdir() if p.is_file() and p.name.lower().endswith(folder.SUFFIXES))
   files = [(name, NULL_LABEL) for name in loose if not name.startswith(".")] + files
   if not files:
@@ -117,7 +120,11 @@ def of_folder(path: Path, settings: Any) -> Images:
   view = transforms.view(settings, train=False)
 
   def read(name: str) -> np.ndarray:
-    image = decode.decode((path / name).read_bytes(), settings.channels, f"{str(path / name)!r} ({KEY})")
+    try:
+      content = (path / name).read_bytes()
+    except OSError as error:
+      raise UserError(f"cannot read {str(path / name)!r} ({KEY}): {error.strerror}.") from None
+    image = decode.decode(content, name=f"{str(path / name)!r} ({KEY})")
     if image is None:
       raise UserError(f"{str(path / name)!r} ({KEY}) is not an image that can be read.")
     return transforms.fit(image, view)

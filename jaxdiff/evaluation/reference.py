@@ -61,7 +61,12 @@ def of_split(config: Any, split: str, extractor: Extractor, cache: Path | None) 
   file = cache and cache / "evaluation" / f"reference-{digest(mark, extractor.fingerprint)}.npz"
   if file and file.is_file():
     return load(file, extractor, config.data)
-  batches = ((b["image"], b["label"]) for b in data.epoch(source, config.data, images.BATCH))
+  if len(source) < 2:
+    raise UserError(
+      f"the split {split!r} has one image; statistics need two or more (config.eval.reference_split)."
+    )
+  settings = data.without_hints(config.data)
+  batches = ((b["image"], b["label"]) for b in data.epoch(source, settings, images.BATCH))
   with reporting.progress(len(source), desc=f"features of {split}") as bar:
     found = gather.gather(batches, len(source), extractor, tell=bar.update)
   made = of_gathered(found, extractor, resize(config.data, extractor), mark)

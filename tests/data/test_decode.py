@@ -98,7 +98,7 @@ READS = {
   "a ready map": lambda path: files.read_hint(path, hinted("depth"), is_map=True),
   "a map beside an image": lambda path: pairs.read(path, "segmentation"),
   "a folder": lambda path: folder.FileReader(path.parent, (path.name,), np.zeros(1))([0]),
-  "eval.images": lambda path: list(images.of_folder(path.parent, settings()).batches()),
+  "eval.images": lambda path: list(images.of_folder(path.parent, settings(), 10).batches()),
 }
 
 

@@ -63,6 +63,11 @@ def test_splits(photos, tmp_path):
   shutil.copytree(photos / "dog", both / "test/dog")
   assert len(data.load(f"folder:{both}")) == 6
   assert len(data.load(f"folder:{both}", "test")) == 3
+  test = data.load(f"folder:{both}", "test")
+  assert test.label_names == ("cat", "dog") and {example["label"] for example in test} == {1}
+  shutil.copytree(photos / "dog", both / "val/fox")
+  assert "has a class 'fox', which" in told(f"folder:{both}", "val")
+  shutil.rmtree(both / "val")
   assert f"{both} has no split 'val'" in told(f"folder:{both}", "val")
   assert f"{photos} has no split 'test'" in told(f"folder:{photos}", "test")
   # A class may be called train: it holds files, not subfolders.

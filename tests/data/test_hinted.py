@@ -6,6 +6,8 @@ import dataclasses
 import itertools
 import pickle
 import shutil
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -295,7 +297,10 @@ def pairs(photos, tmp_path):
       file = (tmp_path / "maps" / path.relative_to(photos)).with_suffix(".png")
       file.parent.mkdir(parents=True, exist_ok=True)
       image = make(i)
-      (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file)
+      if isinstance(image, bytes):
+        file.write_bytes(image)
+      else:
+        (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file)
     return tmp_path / "maps"
 
   return write
@@ -329,6 +334,29 @@ def test_depths_of_files(section, photos, pairs):
     np.testing.assert_array_equal(found, np.stack(expected))
 
 
+def of_bits(labels, bits):
+  """A gray PNG of so many bits a pixel, which PIL does not write but for 1."""
+  height, width = labels.shape
+  digits = [
+    "".join(f"{label:0{bits}b}" for label in row).ljust(-(-width * bits // 8) * 8, "0") for row in labels
+  ]
+  rows = b"".join(b"\0" + int(row, 2).to_bytes(len(row) // 8, "big") for row in digits)
+  chunk = lambda kind, content: (
+    struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+  )
+  head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0))
+  return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_images_alone_need_no_maps(section, photos, tmp_path):
+  s = section(image_size=20, channels=3, hint="segmentation", hint_maps=str(tmp_path / "none"))
+  source = data.load(f"folder:{photos}")
+  with pytest.raises(UserError, match="there is no directory"):
+    next(data.epoch(source, s, 6))
+  (batch,) = data.epoch(source, data.without_hints(s), 6)
+  assert batch["image"].shape == (6, 20, 20, 3) and "hint" not in batch
+
+
 def test_labels_and_colours_of_files(section, photos, pairs):
   labels = [numbered(np.uint8)(i) for i in range(6)]
   expected = hints.palette()[np.stack(labels)[:, :, 5:-5]]
@@ -342,6 +370,12 @@ def test_labels_and_colours_of_files(section, photos, pairs):
 
   found = hint_of(photos, section, pairs(with_palette), hint="segmentation")
   np.testing.assert_array_equal(found, expected)
+  for bits in (1, 2, 4):
+    few = [label % 2**bits for label in labels]
+    found = hint_of(
+      photos, section, pairs(lambda i, few=few, bits=bits: of_bits(few[i], bits)), hint="segmentation"
+    )
+    np.testing.assert_array_equal(found, hints.palette()[np.stack(few)[:, :, 5:-5]])
   colours = [numbered(np.uint8, 3)(i) for i in range(6)]
   found = hint_of(photos, section, pairs(colours.__getitem__), hint="segmentation")
   np.testing.assert_array_equal(found, np.stack(colours)[:, :, 5:-5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -313,6 +314,14 @@ def test_what_cannot_work_is_told_at_once(section, numbered, arguments, override
       numbered(50), section(**{"image_size": 4} | overrides), **{"batch_size": 8, "seed": 0} | arguments
     )
   assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_splits_whose_labels_stand_for_other_classes_are_told(numbered):
+  source = numbered(20)
+  other = dataclasses.replace(source, label_names=tuple(reversed(source.label_names)))
+  data.check_same_classes(source, source, "'test'")
+  with pytest.raises(UserError, match="'test' has the classes j, i, .* the training data a, b, "):
+    data.check_same_classes(source, other, "'test'")
 
 
 def test_labels_outside_the_model_are_told(numbered):

@@ -168,8 +168,8 @@ def test_wrong_preparations_are_told(digits, tmp_path):
 
 def test_splits_must_have_the_same_classes(photos, tmp_path):
   shutil.copytree(photos, tmp_path / "both/train")
-  shutil.copytree(photos / "dog", tmp_path / "both/test/dog")
-  assert "have different classes" in told(prepare.prepare, f"folder:{tmp_path}/both", tmp_path, "pets")
+  shutil.copytree(photos / "dog", tmp_path / "both/test/fox")
+  assert "has a class 'fox'" in told(prepare.prepare, f"folder:{tmp_path}/both", tmp_path, "pets")
 
 
 def test_an_unprepared_set_is_told_at_once(monkeypatch, tmp_path):

@@ -272,6 +272,12 @@ def test_settings_that_a_sweep_compiles_anew_are_told_apart():
   assert len(set(kinds)) == 3 and kinds[2] == kinds[3]
 
 
+@pytest.mark.parametrize("more", [(), ("eval.labels=data",), ("sample.labels=3",)])
+def test_where_no_label_has_a_part_there_are_none(more):
+  label = drawn.labels(small.config("dit", "sample.guidance=0", *more), 20)
+  assert label.dtype == np.int32 and (label == -1).all()
+
+
 def test_images_are_drawn_again_where_what_they_are_drawn_by_has_changed(made, tmp_path, monkeypatch):
   """A file of several, one in a folder, the module of a function: each makes another folder of batches."""
   config = small.config("dit")

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from jaxdiff import data
 from jaxdiff.data import decode
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation import images
@@ -40,9 +41,30 @@ def test_a_folder_gives_its_images_brought_to_size_with_the_labels_of_its_subfol
   for name, value in (("b/1.png", 10), ("a/2.png", 20), ("loose.png", 30), ("a/deep/3.png", 40)):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_bytes(decode.encode_png(np.full((12, 16, 3), value, np.uint8)))
-  ((batch, labels),) = given(tmp_path).batches()
+  ((batch, labels),) = given(tmp_path, "model.num_classes=2").batches()
   assert batch.shape == (4, 8, 8, 1)
   assert dict(zip(batch[:, 0, 0, 0].tolist(), labels.tolist(), strict=True)) == {30: -1, 20: 0, 40: 0, 10: 1}
+  ((_, labels),) = given(tmp_path).batches()
+  assert (labels == -1).all(), "two folders are not the ten classes of the model"
+
+
+def test_a_folder_of_images_of_a_gray_model_is_seen_as_its_data_are(tmp_path):
+  colours = np.random.default_rng(1).integers(0, 256, (8, 8, 3), np.uint8)
+  for c in "ab":
+    (tmp_path / c).mkdir()
+    (tmp_path / c / "1.png").write_bytes(decode.encode_png(colours))
+  ((batch, _),) = given(tmp_path, "model.num_classes=2").batches()
+  source = data.load(f"folder:{tmp_path}")
+  np.testing.assert_array_equal(
+    batch[0], data.examples(source, small.config("dit").data, np.array([0]))["image"][0]
+  )
+
+
+def test_a_link_to_nowhere_is_told(tmp_path):
+  (tmp_path / "a").mkdir()
+  (tmp_path / "a" / "1.png").symlink_to(tmp_path / "gone.png")
+  with pytest.raises(UserError, match=r"cannot read .*1\.png' \(config\.eval\.images\): No such file"):
+    list(given(tmp_path).batches())
 
 
 def test_a_split_of_the_data_can_be_scored():
