@@ -17,8 +17,8 @@ MARKER = re.compile(rb"\xff([^\x00\xff])")  # of a JPEG file; decoders skip what
 def decode(data: bytes, channels: int = 3, name: str = "an image") -> np.ndarray | None:
   """A PNG, JPEG or WebP image as OpenCV reads it, or None if it is broken or of another kind.
 
-  Rotated as its EXIF tag says, unless it has an alpha channel; 16 bits are reduced to 8; a palette is looked up; what is transparent is laid
-  over white, because the colours stored under it are arbitrary.
+  Rotated as its EXIF tag says, unless it has an alpha channel; 16 bits are reduced to 8; a palette is looked up; what is
+  transparent is laid over white, because the colours stored under it are arbitrary.
 
   Shapes: uint8[H,W,channels], channels of 1 (gray) or 3 (RGB).
   Raises UserError, which begins with `name`, for an image of more than MAX_PIXELS, before it is decoded.

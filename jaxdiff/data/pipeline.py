@@ -118,8 +118,8 @@ def check_labels(source: Source, num_classes: int) -> None:
 
 
 def check_same_classes(source: Source, other: Source, what: str) -> None:
-  """Raises UserError where labels of `other`, which `what` names, are not those of the source."""
-  if source.label_names != other.label_names:
+  """Raises UserError where labels of `other`, which `what` names, are not those of the source; it may lack the last ones."""
+  if source.label_names[: other.num_classes] != other.label_names:
     raise UserError(
       f"{what} has the classes {', '.join(other.label_names)}, the training data {', '.join(source.label_names)}: the same labels "
       "would stand for others."

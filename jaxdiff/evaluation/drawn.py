@@ -24,20 +24,16 @@ from jaxdiff.evaluation.gather import Batches
 from jaxdiff.evaluation.images import Images
 
 HEAD = 64  # numbers of each parameter that tell one checkpoint from another
-FILES = (
-  "image",
-  "mask",
-  "classifier",
-  "hint",
-  "branches",
-)  # of config.sample: what names files, folders, modules
+# of config.sample: what names files, folders and modules
+FILES = ("image", "mask", "classifier", "hint", "branches")
 IRRELEVANT = ("num", "labels")  # of config.sample: labels are written beside their images
 
 
 def labels(config: Any, num: int) -> np.ndarray:
   """The labels of the images to draw, as config.eval.labels says: i32[num], the first ones the same for any num.
 
-  Where a label has no part in what is drawn there are none.  "data" takes those of the reference's split in a fixed random order, again and again if there are too few.
+  Where a label has no part in what is drawn there are none.  "data" takes those of the reference's split in a fixed random
+  order, again and again if there are too few.
   """
   if config.eval.labels == "balanced" or not steering.asks_for_labels(config):
     return sample.labels(config, num)

@@ -319,7 +319,9 @@ def test_what_cannot_work_is_told_at_once(section, numbered, arguments, override
 def test_splits_whose_labels_stand_for_other_classes_are_told(numbered):
   source = numbered(20)
   other = dataclasses.replace(source, label_names=tuple(reversed(source.label_names)))
-  data.check_same_classes(source, source, "'test'")
+  fewer = dataclasses.replace(source, label_names=source.label_names[:4])
+  for same in (source, fewer):
+    data.check_same_classes(source, same, "'test'")
   with pytest.raises(UserError, match="'test' has the classes j, i, .* the training data a, b, "):
     data.check_same_classes(source, other, "'test'")
 
