@@ -32,9 +32,9 @@ def make_preview(
   del task
   name = "heldout" if config.data.heldout else "train"
   if config.data.heldout:
-    trained = source
-    source = data.load(config.data.source, config.data.heldout, skip_unreadable=config.data.skip_unreadable)
-    data.check_same_classes(trained, source, f"{config.data.heldout!r} (config.data.heldout)")
+    heldout = data.load(config.data.source, config.data.heldout, skip_unreadable=config.data.skip_unreadable)
+    data.check_same_classes(source, heldout, f"{config.data.heldout!r} (config.data.heldout)")
+    source = heldout
   rows = strategy.place_rows(_examples(source, config.data))
   measure = make_measure(config)
 

@@ -97,11 +97,10 @@ def override(config: ConfigDict, arguments: Iterable[str]) -> None:
 
 def check_ranges(leaves: Mapping[str, Any]) -> None:
   """Raises UserError for a number outside of RANGES.  `leaves` are those of a config, as flatten gives them."""
-  for key, value in leaves.items():
-    least, most = RANGES.get(key, (-math.inf, math.inf))
-    if key in RANGES and not least <= value <= most:
+  for key, (least, most) in RANGES.items():
+    if key in leaves and not least <= leaves[key] <= most:
       wanted = f"at least {least}" if most == math.inf else f"from {least} to {most}"
-      raise UserError(f"config.{key} is {value}; it must be {wanted}.")
+      raise UserError(f"config.{key} is {leaves[key]}; it must be {wanted}.")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,9 +17,8 @@ def _umask() -> int:
   return umask
 
 
-UMASK = (
-  _umask()
-)  # read once: to read it is to set it for the whole process, in which other threads make files
+# Read once: to read it is to set it for the whole process, in which other threads make files.
+UMASK = _umask()
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], Any]) -> None:
