@@ -59,11 +59,11 @@ class Run(NamedTuple):
   rollbacks: spikes.Rollbacks
   batches: Generator[Batch, None, None]
   num_examples: int
-  batch_size: int
 
   def record_at(self, step: int) -> dict[str, Any]:
     """What a checkpoint after this step says of the run: with where the data are, ahead of the steps by what was skipped."""
-    examples = (step + self.rollbacks.at(self.step)) * self.batch_size
+    batches = step + self.rollbacks.at(self.step)
+    examples = batches * self.record["config"]["train"]["batch_size"]
     return self.record | {"examples": examples, "rollbacks": self.rollbacks}
 
 
@@ -122,7 +122,6 @@ def open_run(
     rollbacks,
     batches,
     len(source),
-    t.batch_size,
   )
 
 
