@@ -24,7 +24,7 @@ import optax
 
 from jaxdiff import data, reporting
 from jaxdiff.data import onnx_file, shapes
-from jaxdiff.data.base import require
+from jaxdiff.errors import require
 from jaxdiff.files import write_atomically
 from jaxdiff.scores.fidelity import mean_iou
 from jaxdiff.types import Array, PyTree

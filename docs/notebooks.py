@@ -17,8 +17,7 @@ from typing import Any
 
 import nbformat
 
-from jaxdiff.data.base import require
-from jaxdiff.errors import unknown
+from jaxdiff.errors import require, unknown
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from types import ModuleType
 
 
 class UserError(Exception):
@@ -24,3 +26,15 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
 def first_line(error: BaseException) -> str:
   """What an error says, in one line; its kind where it says nothing."""
   return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def require(module: str, package: str, why: str) -> ModuleType:
+  """The module, imported when it is first needed.
+
+  Raises:
+    UserError: it is not installed; names the package that has it.
+  """
+  try:
+    return importlib.import_module(module)
+  except ModuleNotFoundError as e:
+    raise UserError(f"{why} needs the package {package} ({e}): pip install {package}") from None

@@ -19,8 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from jaxdiff.data.base import require
-from jaxdiff.errors import UserError
+from jaxdiff.errors import UserError, require
 from jaxdiff.files import write_atomically
 from jaxdiff.models import inception
 

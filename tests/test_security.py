@@ -36,7 +36,7 @@ NEEDED = {
 IMPORTERS = {
   "configuration.py": "a config file (--config)",
   "classifiers.py": "a function of the user's (config.sample.classifier=module:function)",
-  "data/base.py": "an optional package, by a name in our code (base.require)",
+  "errors.py": "an optional package, by a name in our code (require)",
   "doctor.py": "the packages that are required, by a name in our code (doctor.REQUIRED)",
 }
 # They look whether a package is there, and which; they run nothing of it.

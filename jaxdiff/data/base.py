@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -97,15 +95,3 @@ def digest(*parts: Any) -> str:
     sha.update(np.ascontiguousarray(part).tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
     sha.update(b"\0")
   return sha.hexdigest()[:12]
-
-
-def require(module: str, package: str, why: str) -> ModuleType:
-  """The module, imported when it is first needed.
-
-  Raises:
-    UserError: it is not installed; names the package that has it.
-  """
-  try:
-    return importlib.import_module(module)
-  except ModuleNotFoundError as e:
-    raise UserError(f"{why} needs the package {package} ({e}): pip install {package}") from None

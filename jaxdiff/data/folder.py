@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxdiff.data import base, decode
 from jaxdiff.data.base import Example, Source
-from jaxdiff.errors import UserError
+from jaxdiff.errors import UserError, require
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 FULL_CHECK = 20_000  # up to this many files each is decoded once when the folder is opened
@@ -123,7 +123,7 @@ def image_files(root: Path, folder: str) -> list[str]:
 
 def broken_files(root: Path, names: list[str], full: bool) -> dict[str, str]:
   """Name -> what is wrong with it, for those files that cannot be read."""
-  base.require("PIL.Image", "pillow", "data source 'folder'")
+  require("PIL.Image", "pillow", "data source 'folder'")
   check = functools.partial(what_is_wrong, full=full)
   with concurrent.futures.ThreadPoolExecutor() as pool:
     wrong = pool.map(check, [root / name for name in names])

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdiff import errors
-from jaxdiff.data.base import require
-from jaxdiff.errors import UserError
+from jaxdiff.errors import UserError, require
 
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)

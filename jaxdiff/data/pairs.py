@@ -15,7 +15,7 @@ import numpy as np
 from jaxdiff.data import base, decode, folder
 from jaxdiff.data.base import Example, Source
 from jaxdiff.data.hints import maps
-from jaxdiff.errors import UserError
+from jaxdiff.errors import UserError, require
 
 SUFFIX = ".png"
 BIT_DEPTH = 24  # where a PNG's header says how many bits a sample has
@@ -92,7 +92,7 @@ def read(path: str | Path, name: str) -> np.ndarray:
   alpha is dropped.
   Raises UserError for a file that cannot be read or does not suit.
   """
-  pil: Any = base.require("PIL.Image", "pillow", "a hint's map")
+  pil: Any = require("PIL.Image", "pillow", "a hint's map")
   told = f"the map {str(path)!r}"
   try:
     content = Path(path).expanduser().read_bytes()

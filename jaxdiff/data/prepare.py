@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxdiff.data import base, decode, sources
 from jaxdiff.data.base import Source
-from jaxdiff.errors import UserError
+from jaxdiff.errors import UserError, require
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 VERSION = "1.0.0"
@@ -45,7 +45,7 @@ def prepare(
   target = Path(out_dir).expanduser() / name / VERSION
   if target.exists():
     raise UserError(f"{target} is already there. Delete it, or choose another config.prepare.name.")
-  tfds = base.require("tensorflow_datasets", "tensorflow-datasets", "--mode prepare")
+  tfds = require("tensorflow_datasets", "tensorflow-datasets", "--mode prepare")
   opened = open_splits(spec, splits, skip_unreadable)
   write(tfds, opened, target.parent.parent, name)
   return target

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxdiff.data import base, decode
 from jaxdiff.data.base import Example, Source
-from jaxdiff.errors import UserError
+from jaxdiff.errors import UserError, require
 
 INFO = "dataset_info.json"
 VERSION = re.compile(r"\d+\.\d+\.\d+")  # a directory with another name is no finished set
@@ -26,7 +26,7 @@ def open_records(where: str, split: str, skip_unreadable: bool) -> Source:
   del skip_unreadable
   # On disk first: asking TFDS for a set that is not there retries the network for minutes.
   folder = find(where) or prepare_by_tensorflow(where)
-  tfds = base.require("tensorflow_datasets", "tensorflow-datasets", f"data source 'tfds:{where}'")
+  tfds = require("tensorflow_datasets", "tensorflow-datasets", f"data source 'tfds:{where}'")
   builder = tfds.builder_from_directory(str(folder))
   info = builder.info
   check_format(folder, info)
@@ -122,7 +122,7 @@ def prepare_by_tensorflow(where: str) -> Path:
       f"tfds:{name} is not prepared in {root}, and preparing it needs TensorFlow: pip install tensorflow and start"
       " again, or set TFDS_DATA_DIR to where it is prepared, or make a set from your own files with --mode prepare."
     )
-  tfds = base.require("tensorflow_datasets", "tensorflow-datasets", f"data source 'tfds:{name}'")
+  tfds = require("tensorflow_datasets", "tensorflow-datasets", f"data source 'tfds:{name}'")
   try:
     builder = tfds.builder(name.replace(":", "/"), data_dir=str(root), file_format="array_record")
   except tfds.core.DatasetNotFoundError:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxdiff import errors
 from jaxdiff.data import base, folder, idx, records, shapes, splits
 from jaxdiff.data.base import Source
-from jaxdiff.errors import UserError
+from jaxdiff.errors import UserError, require
 
 
 def load(spec: str, split: str = "train", *, skip_unreadable: bool = False) -> Source:
@@ -49,7 +49,7 @@ def open_digits(where: str, split: str, skip_unreadable: bool) -> Source:
     raise UserError(f"data source 'digits' takes no argument, found {where!r} (config.data.source).")
   if split != "train":
     raise base.NoSplit(f"data source 'digits' has one split, 'train', and no {split!r} (config.data.split).")
-  datasets = base.require("sklearn.datasets", "scikit-learn", "data source 'digits'")
+  datasets = require("sklearn.datasets", "scikit-learn", "data source 'digits'")
   digits = datasets.load_digits()
   images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
   return base.from_arrays("digits", images, digits.target, tuple(map(str, digits.target_names)))
