@@ -106,6 +106,6 @@ $(INSTALLED): requirements-cpu.txt $(REQUIREMENTS) | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -r $(REQUIREMENTS)
 	@touch $@
 
-$(TESTABLE): requirements-test.txt $(INSTALLED)
+$(TESTABLE): requirements-test.txt requirements-gcs.txt $(INSTALLED)
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-test.txt
 	@touch $@

@@ -78,6 +78,7 @@ def get_config() -> ConfigDict:
   c.train.log_every = 50  # steps between lines of metrics.jsonl
   c.train.sample_every = 1000  # steps between pictures; 0 draws only at the end
   c.train.checkpoint_every = 1000  # steps between checkpoints
+  c.train.checkpoint_dir = ""  # where they lie, a folder or gs://bucket/folder; empty: in the workdir
   c.train.keep_checkpoints = 2  # the newest ones that stay
   c.train.keep_every = 0  # steps; checkpoints divisible by it stay for ever; 0: none
   # a loss so many times its median in the last 10 logs: back to a checkpoint before, and on past those batches; 0: never

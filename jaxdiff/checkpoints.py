@@ -1,8 +1,9 @@
 """Checkpoints: the whole state of a run, saved by Orbax in the background and restored exactly.
 
-A checkpoint `<workdir>/checkpoints/<step>` holds `state` (the train state), `run` (a JSON record: data position,
-data fingerprint, resolved config, random number generator) and `SHA256SUMS`.  Orbax writes to a temporary folder and
-renames it, so what carries a step's name is complete, unless a disk or a hand damaged it later: the sums tell.
+A checkpoint `<store>/checkpoints/<step>` holds `state` (the train state), `run` (a JSON record: data position, data
+fingerprint, resolved config, random number generator) and `SHA256SUMS`.  The store is the workdir, or another folder or a
+bucket (stores.py).  Orbax writes to a temporary folder and renames it, or marks it in a bucket, so what counts as a step's is
+complete, unless a disk or a hand damaged it later: the sums tell.
 
 Several processes save and restore together, each its part of the arrays; the first compares sums, chooses the step for all
 and moves aside what is damaged.
@@ -13,22 +14,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from jaxdiff import configuration, distributed, sums
+from jaxdiff import configuration, distributed, stores, sums
 from jaxdiff.errors import UserError, first_line
+from jaxdiff.stores import Folder
 from jaxdiff.types import PyTree
 
 logger = logging.getLogger("jaxdiff")
 
 FOLDER = "checkpoints"
+ANOTHER = f"another --workdir (and {stores.KEY}, if it is set)"
 NOTES = "_CHECKPOINT_METADATA"  # Orbax's own, of when it saved; written again after the sums, and nothing is restored from it
 
 
@@ -44,53 +44,46 @@ class Manager(ocp.CheckpointManager):
     return False
 
 
-def prepare_workdir(workdir: Path) -> None:
-  """Makes the folder of a run.  Raises UserError when it cannot be made or written to."""
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    probe = workdir / f".write-test-{os.getpid()}"
-    probe.touch()
-    probe.unlink()
-  except OSError as error:
-    raise UserError(
-      f"cannot write to the workdir {str(workdir)!r}: {error.strerror}. Give another with --workdir DIR."
-    ) from None
+def are_in(store: Folder) -> bool:
+  """Whether checkpoints lie in a store.  Raises UserError where it cannot be read."""
+  with stores.reached(store):
+    return bool(stores.listed(store / FOLDER))
 
 
-def open_manager(workdir: Path, keep: int = 1, keep_every: int = 0) -> Manager:
+def open_manager(store: Folder, keep: int = 1, keep_every: int = 0) -> Manager:
   """Orbax's manager of a run's checkpoints: the last `keep` stay, and every one whose step divides by keep_every."""
   return _manager(
-    workdir,
+    store,
     ocp.CheckpointManagerOptions(
       max_to_keep=keep,
       keep_period=keep_every or None,
       enable_async_checkpointing=True,
       cleanup_tmp_directories=True,
-      async_options=ocp.AsyncOptions(
-        post_finalization_callback=functools.partial(_seal, (workdir / FOLDER).absolute())
-      ),
+      async_options=ocp.AsyncOptions(post_finalization_callback=functools.partial(_seal, store / FOLDER)),
     ),
   )
 
 
-def open_for_reading(workdir: Path) -> Manager:
+def open_for_reading(store: Folder) -> Manager:
   """A manager that changes nothing: the run may be another process's, in the middle of a save, or on a read-only disk."""
-  return _manager(workdir, ocp.CheckpointManagerOptions(read_only=True, create=False))
+  return _manager(store, ocp.CheckpointManagerOptions(read_only=True, create=False))
 
 
-def _manager(workdir: Path, options: ocp.CheckpointManagerOptions) -> Manager:
+def _manager(store: Folder, options: ocp.CheckpointManagerOptions) -> Manager:
   handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
-  return Manager((workdir / FOLDER).absolute(), options=options, item_handlers=handlers)
+  with stores.reached(store):
+    return Manager(stores.at(str(store)) / FOLDER, options=options, item_handlers=handlers)
 
 
-def _seal(folder: Path) -> None:
+def _seal(folder: Folder) -> None:
   """Gives the checkpoint that is being saved its sums.
 
-  Orbax calls this in the background, in the process that renames: all is written, and the folder has its temporary name,
+  Orbax calls this in the background, in the process that renames or marks: all is written, and it does not count as whole yet,
   so that no checkpoint is ever without sums.  There is one such folder: a save first clears away what a killed run left.
   """
-  for path in folder.glob(f"*{ocp.path.step.TMP_DIR_SUFFIX}*"):
-    sums.write(path, leave_out=[NOTES])
+  for path in folder.iterdir():
+    if path.is_dir() and not stores.is_whole(path):
+      sums.write(path, leave_out=[NOTES])
 
 
 def save(manager: Manager, step: int, state: PyTree, run: dict[str, Any]) -> None:
@@ -114,25 +107,33 @@ def finish(manager: Manager) -> None:
     manager.wait_until_finished()
 
 
-def newest_until(workdir: Path, step: int) -> int:
+def version(store: Folder) -> Any:
+  """What another newest checkpoint has another of: its step and its sums."""
+  with stores.reached(store):
+    saved = _saved(store / FOLDER)
+    newest = max(saved, default=None)
+    return newest and (newest, sums.text(saved[newest]))
+
+
+def newest_until(store: Folder, step: int) -> int:
   """The newest step saved that is not after this one, or else the oldest; 0 where none is saved."""
-  saved = sorted(_saved(workdir / FOLDER))
+  with stores.reached(store):
+    saved = sorted(_saved(store / FOLDER))
   return max((number for number in saved if number <= step), default=saved[0] if saved else 0)
 
 
-def drop_after(workdir: Path, step: int) -> None:
-  """Deletes the checkpoints of later steps than this one, the newest first.
-
-  Each first takes a name that Orbax clears away: killed in between, no half of one is left to be restored.
-  """
-  for number, path in sorted(_saved(workdir / FOLDER).items(), reverse=True):
-    if number > step:
-      shutil.rmtree(path.rename(path.with_name(path.name + ocp.path.step.TMP_DIR_SUFFIX)))
+def drop_after(store: Folder, step: int) -> None:
+  """Deletes the checkpoints of later steps than this one, the newest first: killed in between, no half of one is left."""
+  with stores.reached(store):
+    for number, path in sorted(_saved(store / FOLDER).items(), reverse=True):
+      if number > step:
+        stores.delete(path)
 
 
-def _saved(folder: Path) -> dict[int, Path]:
-  """The folder of each step that has been saved, looked up on the disk."""
-  return {int(path.name): path for path in folder.iterdir() if path.name.isdigit()}
+def _saved(folder: Folder) -> dict[int, Folder]:
+  """The folder of each step that has been saved, looked up in the store."""
+  paths = stores.listed(folder)
+  return {int(path.name): path for path in paths if path.name.isdigit() and stores.is_whole(path)}
 
 
 def restore(
@@ -180,7 +181,7 @@ def _alone(manager: Manager, look: Callable[[Manager], Any]) -> Any:
     primary_host=0, active_processes={0}, barrier_sync_key_prefix="alone"
   )
   options = ocp.CheckpointManagerOptions(read_only=True, create=False, multiprocessing_options=alone)
-  with contextlib.closing(_manager(Path(str(manager.directory)).parent, options)) as own:
+  with contextlib.closing(_manager(_directory(manager).parent, options)) as own:
     return look(own)
 
 
@@ -220,7 +221,7 @@ def closing(manager: Manager) -> Iterator[None]:
 def check_same_run(manager: Manager, run: dict[str, Any], allow_change: bool) -> None:
   """Raises UserError when the newest checkpoint was made with another config or other data, naming what differs.
 
-  config.sample, config.eval, config.export and config.profile may differ: they say nothing of what is trained.
+  What configuration.AFTERWARDS names may differ: it says nothing of what is trained.
   With allow_change a difference is only told.
   """
   saved = latest_run(manager)
@@ -234,7 +235,7 @@ def check_same_run(manager: Manager, run: dict[str, Any], allow_change: bool) ->
   listed = "; ".join(changed)
   if not allow_change:
     raise UserError(
-      f"this workdir holds a run with another config: {listed}. Use another --workdir, or --allow_config_change to go "
+      f"{_directory(manager).parent} holds a run with another config: {listed}. Use {ANOTHER}, or --allow_config_change to go "
       "on with the new one."
     )
   logger.warning("Going on with a changed config: %s.", listed)
@@ -256,7 +257,7 @@ def _check_generators(abstract: PyTree, run: dict[str, Any], step: int) -> None:
     if now[path] != then[path]:
       raise UserError(
         f"the checkpoint of step {step} was made with another random number generator: {path} is of {then[path]} there and "
-        f"of {now[path]} here. Set JAX_DEFAULT_PRNG_IMPL={then[path]}, or use another --workdir."
+        f"of {now[path]} here. Set JAX_DEFAULT_PRNG_IMPL={then[path]}, or use {ANOTHER}."
       )
 
 
@@ -268,7 +269,7 @@ def _check_structure(abstract: PyTree, stored: Any, step: int) -> None:
     if now != then:
       raise UserError(
         f"the checkpoint of step {step} does not fit this config: {path} is {then} there and {now} here. "
-        "Restore with the config it was saved with, or use another --workdir."
+        f"Restore with the config it was saved with, or use {ANOTHER}."
       )
 
 
@@ -302,8 +303,10 @@ def _readable(
       record = _verified_record(manager, step, below)
       stored = manager.item_metadata(step)["state"]
       if stored is None:
-        raise ValueError("the description of its arrays cannot be read")
-    except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise many kinds
+        raise sums.Damaged("the description of its arrays cannot be read")
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+      if not isinstance(error, sums.Damaged) and stores.is_bucket(_directory(manager)):
+        raise stores.out_of_reach(_directory(manager), error) from error
       _pass_over(manager, step, error, set_aside)
       continue
     yield step, record, stored
@@ -328,8 +331,12 @@ def _verified_record(manager: Manager, step: int, below: str) -> dict[str, Any]:
   return record
 
 
-def _folder(manager: Manager, step: int) -> Path:
-  return Path(str(manager.directory)) / str(step)
+def _directory(manager: Manager) -> Folder:
+  return stores.at(str(manager.directory))
+
+
+def _folder(manager: Manager, step: int) -> Folder:
+  return _directory(manager) / str(step)
 
 
 def _pass_over(manager: Manager, step: int, error: Exception, set_aside: bool) -> None:
@@ -341,10 +348,9 @@ def _pass_over(manager: Manager, step: int, error: Exception, set_aside: bool) -
   if set_aside:
     source = _folder(manager, step)
     folder = source.parent.parent / "damaged"
-    folder.mkdir(exist_ok=True)
     earlier = len(list(folder.glob(f"{step}*")))  # the same step may be damaged more than once
     target = folder / (f"{step}-{earlier}" if earlier else str(step))
-    source.rename(target)
+    stores.move(source, target)
     manager.reload()
     logger.warning("It is kept in %s.", target)
 
@@ -361,7 +367,13 @@ def _writing(manager: Manager) -> Iterator[None]:
 
 
 def _failed(manager: Manager, error: Exception) -> UserError:
-  good = max(_saved(Path(str(manager.directory))), default=None)
-  last = f"The last good checkpoint is step {good}" if good is not None else "No checkpoint was saved before"
+  try:
+    with stores.reached(_directory(manager)):
+      good = max(_saved(_directory(manager)), default=None)
+    last = (
+      f"The last good checkpoint is step {good}" if good is not None else "No checkpoint was saved before"
+    )
+  except UserError:
+    last = "The checkpoints before it are where they were"
   reason = first_line(error)[:300]
   return UserError(f"a checkpoint could not be saved: {reason} {last}, in {manager.directory}.")

@@ -22,8 +22,8 @@ from jaxdiff.errors import UserError, first_line
 
 # (section, key) -> value in configs of earlier versions -> the same today
 RENAMED: dict[tuple[str, str], dict[Any, str]] = {("model", "remat"): {False: "none", True: "full"}}
-# The sections that say nothing of what is trained: what is done with a trained model, recorded on the way, planned before.
-AFTERWARDS = ("sample", "eval", "export", "profile", "plan")
+# What says nothing of what is trained: what is done with a trained model, recorded on the way, planned before, and where it lies.
+AFTERWARDS = ("sample", "eval", "export", "profile", "plan", "train.checkpoint_dir")
 # The least and the largest value of numbers that nothing else checks.
 RANGES: dict[str, tuple[float, float]] = {
   **dict.fromkeys(
@@ -115,7 +115,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> list[str]:
-  """The keys in which two configs differ, each as `a.b: saved -> now`; sections in `ignore` are left out.
+  """The keys in which two configs differ, each as `a.b: saved -> now`; sections and keys in `ignore` are left out.
 
   Lists and tuples count as equal: one of the two configs has often been through JSON.
   """
@@ -123,8 +123,13 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], ignore: tuple[
   return [
     f"{key}: {before.get(key, 'absent')!r} -> {after.get(key, 'absent')!r}"
     for key in sorted(before | after)
-    if before.get(key, ...) != after.get(key, ...) and key.split(".")[0] not in ignore
+    if before.get(key, ...) != after.get(key, ...) and not is_of(key, ignore)
   ]
+
+
+def is_of(key: str, names: Iterable[str]) -> bool:
+  """Whether a key is one of these, or in a section that is."""
+  return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _plain(leaves: dict[str, Any]) -> dict[str, Any]:

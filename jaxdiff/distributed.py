@@ -319,8 +319,8 @@ def check_shared(folder: Path) -> None:
     mark.unlink()
   if len(blind):
     raise UserError(
-      f"process {blind[0]} of {jax.process_count()} does not see the workdir {str(folder)!r} of process 0, on "
-      f"{by_first(socket.gethostname)}: give one that all hosts share with --workdir DIR."
+      f"process {blind[0]} of {jax.process_count()} does not see {str(folder)!r} of process 0, on "
+      f"{by_first(socket.gethostname)}: give one that all hosts share (--workdir, or config.train.checkpoint_dir)."
     )
 
 

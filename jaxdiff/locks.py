@@ -14,6 +14,7 @@ from typing import IO
 
 from jaxdiff.errors import UserError
 from jaxdiff.files import unwritable
+from jaxdiff.stores import Folder, is_bucket
 
 logger = logging.getLogger("jaxdiff")
 
@@ -22,31 +23,37 @@ TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
 @contextlib.contextmanager
-def hold(workdir: Path) -> Iterator[None]:
-  """Within this context no other run trains in the workdir.  Its file stays: deleting it would let two runs lock two files.
+def hold(*folders: Folder) -> Iterator[None]:
+  """Within this context no other run trains in these folders: a workdir, and where its checkpoints lie.
 
-  Raises UserError where another process, on any host that shares the workdir, trains there.  On a file system without
-  locks this is only a warning.
+  Their files stay: deleting one would let two runs lock two files.
+  Raises UserError where another process, on any host that shares a folder, trains there.  On a file system without
+  locks this is only a warning; in a bucket, which has none, nothing.
   """
-  try:
-    file = (workdir / NAME).open("a+")
-  except OSError as error:
-    raise unwritable(workdir / NAME, error) from error
-  with file:
-    _take(file, workdir)
+  with contextlib.ExitStack() as stack:
+    for folder in dict.fromkeys(folders):
+      if not is_bucket(folder):
+        _take(stack.enter_context(_open(folder)), folder)
     yield
 
 
-def _take(file: IO[str], workdir: Path) -> None:
+def _open(folder: Path) -> IO[str]:
+  try:
+    return (folder / NAME).open("a+")
+  except OSError as error:
+    raise unwritable(folder / NAME, error) from error
+
+
+def _take(file: IO[str], folder: Path) -> None:
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
     if error.errno in TAKEN:
       raise UserError(
-        f"{_holder(file)} trains in {str(workdir)!r}. Wait for it or stop it, or use another --workdir."
+        f"{_holder(file)} trains in {str(folder)!r}. Wait for it or stop it, or use another --workdir."
       ) from None
     logger.warning(
-      "%s could not be locked (%s): take care that no second run trains there.", workdir, error.strerror
+      "%s could not be locked (%s): take care that no second run trains there.", folder, error.strerror
     )
     return
   file.truncate(0)

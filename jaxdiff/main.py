@@ -233,8 +233,8 @@ def _resolve(flags: argparse.Namespace) -> tuple[Any, Path]:
     return None, Path()
   if "://" in (flags.workdir or ""):
     raise UserError(
-      f"--workdir {flags.workdir} is an address: what keeps a run safe are locks and renames of a file system. Mount the bucket "
-      "and name the folder (docs/clusters.md)."
+      f"--workdir {flags.workdir} is an address, where a folder has to be, for logs and pictures. Checkpoints may lie in a bucket: "
+      "--config.train.checkpoint_dir=gs://bucket/folder."
     )
   if flags.config:
     config = configuration.load(flags.config)

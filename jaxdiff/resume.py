@@ -25,12 +25,13 @@ from jaxdiff import (
   optim,
   parallel,
   previews,
+  runs,
   spikes,
   starts,
+  stores,
   tasks,
 )
 from jaxdiff.errors import UserError
-from jaxdiff.files import write_atomically
 from jaxdiff.train_step import TrainStep, check_microbatches, make_train_step
 from jaxdiff.types import Batch, Task
 
@@ -75,8 +76,12 @@ def open_run(
   Leaves config.json.  Raises UserError for what the user can mend.
   """
   t = config.train
-  distributed.by_first(lambda: _prepare(workdir))
-  distributed.check_shared(workdir)
+  store = stores.of(config, workdir)
+  if t.checkpoint_dir:
+    t.checkpoint_dir = str(store)  # config.json is read from other folders, too
+  distributed.by_first(lambda: _prepare(workdir, store))
+  if not stores.is_bucket(store):
+    distributed.check_shared(store)  # process 0 alone writes anything but checkpoints
   source = data.load(config.data.source, config.data.split, skip_unreadable=config.data.skip_unreadable)
   data.check_labels(source, config.model.num_classes)
   tx = optim.make_optimizer(config.optim, *tasks.stages(config))
@@ -86,22 +91,23 @@ def open_run(
   check_microbatches(t.microbatches, t.batch_size, jax.device_count())
   preview = previews.make(config, task, strategy, source, workdir)
   record = _record(config, source)
-  distributed.by_first(lambda: stack.enter_context(locks.hold(workdir)))
-  manager = checkpoints.open_manager(workdir, t.keep_checkpoints, t.keep_every)
+  distributed.by_first(lambda: stack.enter_context(locks.hold(workdir.absolute(), store)))
+  manager = checkpoints.open_manager(store, t.keep_checkpoints, t.keep_every)
   stack.enter_context(checkpoints.closing(manager))
   checkpoints.check_same_run(manager, record, allow_config_change)
   with clock.spent("checkpoint"):
     restored = checkpoints.restore(
       manager, strategy.abstract(functools.partial(tasks.initial_state, config, task))
     )
+  if restored is None:
+    distributed.by_first(lambda: _check_not_elsewhere(workdir, store))
   state = strategy.place_state(restored[0]) if restored else starts.fresh_state(config, task, strategy)
   step = int(strategy.fetch(state.step))
+  distributed.by_first(lambda: runs.write_config(config, workdir))
   unshown = distributed.by_first(lambda: _unshown(workdir)) == step
   if step >= t.steps and not unshown:
     logger.info("This run is complete: %d of %d steps (config.train.steps) in %s.", step, t.steps, workdir)
     return None
-  text = configuration.to_json(config).encode()
-  distributed.by_first(lambda: write_atomically(workdir / "config.json", lambda file: file.write(text)))
   kept = restored[1] if restored else {}
   undone = spikes.of_json(kept.get("rollbacks", spikes.Rollbacks()))
   rollbacks = spikes.of_json(distributed.by_first(lambda: spikes.resume(workdir, step, undone)))
@@ -141,13 +147,25 @@ def batches_from(
   return data.device_prefetch(stream, strategy.place_batch)
 
 
-def _prepare(workdir: Path) -> None:
+def _prepare(workdir: Path, store: stores.Folder) -> None:
   if (workdir / exported.FILE).exists():
     raise UserError(
       f"{str(workdir)!r} holds a model ({exported.FILE}), which cannot be trained further: what an optimizer needs is not in it. "
       "Train in another --workdir; --mode sample and evaluate work here."
     )
-  checkpoints.prepare_workdir(workdir)
+  stores.prepare(workdir, store)
+
+
+def _check_not_elsewhere(workdir: Path, store: stores.Folder) -> None:
+  """Raises UserError where the run in a workdir has its checkpoints elsewhere than in `store`, where there are none."""
+  if not (workdir / "config.json").is_file():
+    return
+  known = stores.of(configuration.of_run(workdir), workdir)
+  if known != store and checkpoints.are_in(known):
+    raise UserError(
+      f"the run in {str(workdir)!r} has its checkpoints in {known}, and there are none in {store}. Copy them there, set "
+      f"{stores.KEY} as it was, or use another --workdir."
+    )
 
 
 def _record(config: Any, source: data.Source) -> dict[str, Any]:

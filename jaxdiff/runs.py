@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdiff import checkpoints, exported, optim, parallel, tasks
+from jaxdiff import checkpoints, configuration, exported, optim, parallel, stores, tasks
 from jaxdiff.errors import UserError
 from jaxdiff.types import PyTree, Task
 
@@ -36,16 +36,24 @@ def restore(config: Any, workdir: Path, strategy: parallel.Strategy) -> Run:
   Changes nothing there.  Raises UserError where there is no checkpoint or the config does not fit it.
   """
   task = tasks.make(config, optim.make_optimizer(config.optim, *tasks.stages(config)))
+  store = stores.of(config, workdir)
   make_state, restored = functools.partial(tasks.initial_state, config, task), None
   if (workdir / exported.FILE).is_file():
     restored = exported.read(workdir, make_state, strategy)
-  elif (workdir / checkpoints.FOLDER).is_dir():
-    with contextlib.closing(checkpoints.open_for_reading(workdir)) as manager:
+  elif checkpoints.are_in(store):
+    with contextlib.closing(checkpoints.open_for_reading(store)) as manager:
       restored = checkpoints.restore(manager, strategy.abstract(make_state), set_aside=False)
   if restored is None:
-    raise UserError(f"there is no checkpoint in {str(workdir)!r}. Train first, or give another --workdir.")
+    raise UserError(f"there is no checkpoint in {str(store)!r}. Train first, or give another --workdir.")
   state, record = restored
   return Run(config, task, state, tuple(record["label_names"]))
+
+
+def write_config(config: Any, workdir: Path) -> None:
+  """Writes a run's config.json: into its workdir, last of all, so that what has one is whole; and to where its checkpoints lie."""
+  text = configuration.to_json(config)
+  for folder in (stores.of(config, workdir), workdir.absolute()):
+    stores.write(folder, "config.json", text)
 
 
 def averaged_params(config: Any, workdir: Path) -> PyTree:
@@ -60,7 +68,8 @@ def export(config: Any, workdir: Path) -> None:
   Raises UserError as `restore` and exported.write, and where config.export.out is missing or the workdir of a run.
   """
   out, dtype = Path(config.export.out).expanduser(), config.export.dtype
-  if not config.export.out or out.resolve() == workdir.resolve() or (out / checkpoints.FOLDER).exists():
+  is_run = (out / "config.json").exists() and not (out / exported.FILE).exists()
+  if not config.export.out or out.resolve() == workdir.resolve() or is_run:
     holds = ", which holds a run" if config.export.out else ""
     raise UserError(
       f"config.export.out is {config.export.out!r}{holds}; name a folder for the model, as --config.export.out=models/digits."
@@ -68,6 +77,7 @@ def export(config: Any, workdir: Path) -> None:
   run = restore(config, workdir, one_device())
   kept = config.copy_and_resolve_references()
   kept.export.update({"out": "", "dtype": dtype})
+  kept.train.checkpoint_dir = ""
   path = exported.write(out, kept, run.state, run.label_names, dtype)
   logger.info(
     "Wrote %s, %.1f MB. It is used as its run is, with --workdir %s", path, path.stat().st_size / 1e6, out

@@ -72,6 +72,7 @@ def run(config: Any, workdir: Path) -> None:
   s = config.sample
   batch_size = _multiple(min(s.batch_size, s.num))
   strategy = parallel.mesh(config.parallel, batch_size)
+  distributed.check_shared(workdir)
   _, task, state, names = runs.restore(config, workdir, strategy)
   label, look, images = labels(config, s.num), fidelity.make(config), []
   with reporting.progress(total=s.num, desc="sample") as bar:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from jaxdiff import checkpoints, locks
 from jaxdiff.errors import UserError
 from jaxdiff.files import write_atomically
+from jaxdiff.stores import Folder
 
 logger = logging.getLogger("jaxdiff")
 
@@ -131,18 +132,18 @@ def _write(workdir: Path, rollbacks: Rollbacks) -> None:
   write_atomically(workdir / FILE, lambda file: file.write(text))
 
 
-def roll_back(spike: Spike, workdir: Path, allowed: int) -> None:
-  """Leaves the checkpoints that the spike has not touched, or else the oldest, and notes which batches are skipped from there.
+def roll_back(spike: Spike, workdir: Path, store: Folder, allowed: int) -> None:
+  """Leaves the checkpoints in `store` that the spike has not touched, or else the oldest, and notes which batches are skipped from there.
 
   Killed before the note is written, the run goes on with the same batches, meets the same spike and comes here again.
   Raises UserError where it has been rolled back `allowed` times, and where another run has taken the workdir meanwhile; then the
   checkpoints stay.
   """
-  with locks.hold(workdir):
-    before, step = read(workdir), checkpoints.newest_until(workdir, spike.before)
+  with locks.hold(workdir.absolute(), store):
+    before, step = read(workdir), checkpoints.newest_until(store, spike.before)
     if before.times >= allowed:
-      raise _given_up(spike, workdir, step, before.times, allowed)
-    checkpoints.drop_after(workdir, step)
+      raise _given_up(spike, store, step, before.times, allowed)
+    checkpoints.drop_after(store, step)
     now = before.and_back(spike, step)
     _write(workdir, now)
   place = f"the checkpoint of step {step}" if step else "the start, as there is no checkpoint before it"
@@ -151,10 +152,10 @@ def roll_back(spike: Spike, workdir: Path, allowed: int) -> None:
   )
 
 
-def _given_up(spike: Spike, workdir: Path, step: int, times: int, allowed: int) -> UserError:
+def _given_up(spike: Spike, store: Folder, step: int, times: int, allowed: int) -> UserError:
   """The UserError for a run that has been rolled back often enough; `step` is where it would go back to."""
   good = (
-    f"The last good checkpoint is step {step}, in {workdir / checkpoints.FOLDER}"
+    f"The last good checkpoint is step {step}, in {store / checkpoints.FOLDER}"
     if step
     else "No checkpoint is from before it"
   )

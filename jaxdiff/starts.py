@@ -145,7 +145,7 @@ def _check(config: Any, given: Any, start: Start) -> None:
   changed = configuration.differences(given.to_dict(), config.to_dict())
   for line in changed:
     key = line.partition(":")[0]
-    if key not in start.own and any(key == fixed or key.startswith(f"{fixed}.") for fixed in start.fixed):
+    if key not in start.own and configuration.is_of(key, start.fixed):
       raise UserError(
         f"config.{line}: this is settled by the run in {config[start.section].workdir!r} "
         f"(config.{start.section}.workdir). Leave it out, or start from another."

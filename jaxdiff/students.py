@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,17 +11,19 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from etils import epath
 
 from jaxdiff import (
   checkpoints,
-  configuration,
   data,
   distributed,
   draw,
   optim,
   parallel,
   pictures,
+  runs,
   sample,
+  stores,
   tasks,
 )
 from jaxdiff.evaluation import quick
@@ -95,6 +96,8 @@ def config_of(config: Any, num_steps: int) -> Any:
     for section in OF_TEACHING:
       del own[section]
     own.task, own.name = "denoise", f"{config.name}_{num_steps}"
+    if elsewhere := config.train.checkpoint_dir:
+      own.train.checkpoint_dir = f"{elsewhere.rstrip('/')}/{folder_of(Path(), num_steps)}"
     learned = {"steps": num_steps, "only_steps": num_steps, "sampler": "ddim", "grid": "uniform"}
     own.sample.update(learned | ({"guidance": 1.0} if config.distill.guidance != 1 else {}))
   return own
@@ -110,21 +113,21 @@ def student_of(own: Any, state: Any) -> tuple[Task, TrainState]:
 
 def export(folder: Path, own: Any, student: TrainState, step: int, names: tuple[str, ...]) -> None:
   """Writes a run; config.json last, so that what has one is whole.  What lies there of a round that was killed is replaced."""
-  distributed.by_first(lambda: _empty(folder))
+  store = stores.of(own, folder)
+  distributed.by_first(lambda: _empty(folder, store))
   record = {"config": own.to_dict(), "label_names": list(names), "data": {}}
-  manager = checkpoints.open_manager(folder)
+  manager = checkpoints.open_manager(store)
   with checkpoints.closing(manager):
     checkpoints.save(manager, step, student, record)
     checkpoints.finish(manager)
-  if distributed.is_first():
-    write_atomically(folder / "config.json", lambda file: file.write(configuration.to_json(own).encode()))
+  distributed.by_first(lambda: runs.write_config(own, folder))
 
 
-def _empty(folder: Path) -> None:
-  """Makes a folder, without what lay there."""
-  if folder.exists():
-    shutil.rmtree(folder)
-  checkpoints.prepare_workdir(folder)
+def _empty(folder: Path, store: stores.Folder) -> None:
+  """Makes the folder of a student, and that of its checkpoint, without what lay there."""
+  for each in (folder, store):
+    epath.Path(each).rmtree(missing_ok=True)
+  stores.prepare(folder, store)
 
 
 def timed(drawing: draw.Draw, state: Any, label: np.ndarray) -> tuple[np.ndarray, float]:

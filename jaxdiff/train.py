@@ -28,6 +28,7 @@ from jaxdiff import (
   profiling,
   signals,
   spikes,
+  stores,
   summary,
 )
 from jaxdiff.files import write_atomically
@@ -54,8 +55,8 @@ def train(config: Any, workdir: Path, allow_config_change: bool = False) -> sign
         return _train(config, workdir, allow_config_change, clock, stop)
       except spikes.Spike as spike:
         # Its traceback would keep the state of this pass on the devices during the next.
-        lean = spike.with_traceback(None)
-        undo = functools.partial(spikes.roll_back, lean, workdir, config.train.max_rollbacks)
+        lean, store = spike.with_traceback(None), stores.of(config, workdir)
+        undo = functools.partial(spikes.roll_back, lean, workdir, store, config.train.max_rollbacks)
       distributed.by_first(undo)
 
 
@@ -115,12 +116,14 @@ def _train(
       checkpoints.finish(run.manager)
 
   logger.info("%s", clock.line())
+  store = t.checkpoint_dir or workdir
   if number < t.steps or not was_shown:
-    logger.info("Stopped after step %d, saved in %s. The same command goes on from there.", number, workdir)
+    logger.info("Stopped after step %d, saved in %s. The same command goes on from there.", number, store)
     return stop.signal
   if distributed.is_first():
     plots.loss_curve(workdir / "metrics.jsonl", workdir / "loss.png")
-  logger.info("Done: %d steps. Pictures, loss.png and checkpoints are in %s.", number, workdir)
+  where = " and ".join(dict.fromkeys(map(str, (workdir, store))))
+  logger.info("Done: %d steps. Pictures, loss.png and checkpoints are in %s.", number, where)
   return None
 
 

@@ -9,7 +9,8 @@
 #   launch/tpu_pod.sh keep --config ...                                 create and run, again after each preemption, to the end;
 #                                                                       a slice that is READY it only watches
 #
-# The commit that is checked out is what runs. Needs gcloud, and an NFS share (Filestore) in the slice's network.
+# The commit that is checked out is what runs. Needs gcloud, and a place for checkpoints: an NFS share (Filestore) in the slice's
+# network, or a bucket. With a bucket logs and pictures stay on worker 0, and go with the slice.
 set -eu
 
 NAME=${NAME:-jaxdiff}
@@ -17,8 +18,12 @@ ZONE=${ZONE:-us-west4-a}
 TYPE=${TYPE:-v5litepod-16}
 VERSION=${VERSION:-v2-alpha-tpuv5-lite} # the runtime that TYPE asks for
 SPOT=${SPOT:-1}                         # 1: cheaper, and taken away at any time; 0: not
-SHARE=${SHARE:-}                        # HOST:/PATH of the NFS share, mounted at /shared
-WORKDIR=${WORKDIR:-/shared/runs/$NAME}
+SHARE=${SHARE:-}                        # HOST:/PATH of the NFS share, mounted at /shared; or gs://BUCKET/FOLDER
+case $SHARE in
+  gs://*) place=.. kept=("--config.train.checkpoint_dir=$SHARE/$NAME") ;; # place: from jaxdiff/ in a worker's home
+  *) place=/shared kept=() ;;
+esac
+WORKDIR=${WORKDIR:-$place/runs/$NAME}
 export NAME ZONE TYPE VERSION SPOT SHARE # for `keep`, which creates by a process of its own
 RESTARTS=${RESTARTS:-10}                # of launch/again.sh on the workers
 PAUSE=${PAUSE:-60}                      # seconds between two looks of `keep`
@@ -34,24 +39,30 @@ on_all() {
 }
 
 create() {
-  local archive spot=()
+  local archive spot=() needs='-r jaxdiff/requirements-tpu.txt' mount=:
   [ "$SPOT" = 0 ] || spot=(--spot)
   tpu create "$NAME" --accelerator-type "$TYPE" --version "$VERSION" ${spot[@]+"${spot[@]}"}
   archive=$(mktemp -d)/jaxdiff.tar.gz
   git -C "$(dirname "${BASH_SOURCE[0]}")/.." archive --format=tar.gz -o "$archive" HEAD
   tpu scp "$archive" "$NAME:" --worker=all
   rm -r "$(dirname "$archive")"
+  case $SHARE in
+    gs://*) needs+=' -r jaxdiff/requirements-gcs.txt' ;;
+    *)
+      mount="sudo apt-get install -qy nfs-common; sudo mkdir -p /shared
+    mountpoint -q /shared || sudo mount -t nfs '$SHARE' /shared"
+      ;;
+  esac
   on_all "set -e; mkdir -p jaxdiff; tar -xzf jaxdiff.tar.gz -C jaxdiff; python3 -m pip install -q --user uv
     ~/.local/bin/uv venv -q --allow-existing --python 3.12 jaxdiff/.venv
-    ~/.local/bin/uv pip install -q --python jaxdiff/.venv/bin/python -r jaxdiff/requirements-tpu.txt
-    sudo apt-get install -qy nfs-common; sudo mkdir -p /shared
-    mountpoint -q /shared || sudo mount -t nfs '$SHARE' /shared"
+    ~/.local/bin/uv pip install -q --python jaxdiff/.venv/bin/python $needs
+    $mount"
 }
 
 run() {
   local arguments
-  printf -v arguments ' %q' --workdir "$WORKDIR" --requeue_status 75 "$@"
-  on_all "cd jaxdiff; rm -f run.status; export RESTARTS=$RESTARTS JAX_COMPILATION_CACHE_DIR=/shared/xla_cache
+  printf -v arguments ' %q' --workdir "$WORKDIR" --requeue_status 75 ${kept[@]+"${kept[@]}"} "$@"
+  on_all "cd jaxdiff; rm -f run.status; export RESTARTS=$RESTARTS JAX_COMPILATION_CACHE_DIR=$place/xla_cache
     nohup bash -c 'echo \$\$ > run.pid; launch/again.sh .venv/bin/python -m jaxdiff.main \"\$@\"; echo \$? > run.status' run$arguments \
       > run.log 2>&1 < /dev/null &"
 }
@@ -99,7 +110,7 @@ command=${1:-help}
 [ $# = 0 ] || shift
 case $command in
   create | keep)
-    [ -n "$SHARE" ] || { echo "SHARE is not set: HOST:/PATH of an NFS share, where all workers write." >&2; exit 2; }
+    [ -n "$SHARE" ] || { echo "SHARE is not set: HOST:/PATH of an NFS share, or gs://BUCKET/FOLDER, where all workers write." >&2; exit 2; }
     "$command" "$@"
     ;;
   run) run "$@" ;;

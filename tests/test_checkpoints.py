@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from jaxdiff import checkpoints, optim, tasks
+from jaxdiff import checkpoints, optim, stores, tasks
 from jaxdiff.errors import UserError
 from tests import small
 
@@ -178,10 +178,8 @@ def test_other_data_is_refused(manager, state):
 
 def test_a_workdir_that_cannot_be_made_is_told(tmp_path):
   (tmp_path / "file").write_text("")
-  with pytest.raises(
-    UserError, match=r"cannot write to the workdir .*file/run': Not a directory\. .*--workdir"
-  ):
-    checkpoints.prepare_workdir(tmp_path / "file" / "run")
+  with pytest.raises(UserError, match=r"cannot write to '.*file/run': Not a directory\. .*--workdir"):
+    stores.prepare(*[tmp_path / "file" / "run"] * 2)
 
 
 def test_reading_changes_nothing_on_disk(tmp_path, state):

@@ -417,6 +417,19 @@ def test_a_tpu_pod_is_made_used_and_deleted(worker):
   assert lines[-1].startswith("compute tpus tpu-vm delete pod --quiet")
 
 
+def test_a_tpu_pod_saves_to_a_bucket(worker):
+  (worker / "does").write_text("exit 0\n")
+  (worker / ".local/bin/uv").write_text('#!/usr/bin/env bash\necho "uv $*" >> "$HOME/uv"\n')
+  for command in (("create",), ("run", "--config", "c.py")):
+    result = run("launch/tpu_pod.sh", *command, SHARE="gs://bucket/runs")
+    assert result.returncode == 0, result.stderr
+  wait_for(lambda: (worker / "jaxdiff/run.status").exists() and (worker / "jaxdiff/run.status").read_text())
+  given = "<--workdir><../runs/pod><--requeue_status><75><--config.train.checkpoint_dir=gs://bucket/runs/pod><--config><c.py>"
+  assert (worker / "jaxdiff/run.log").read_text().endswith(given)
+  assert "-r jaxdiff/requirements-gcs.txt" in (worker / "uv").read_text()
+  assert not any("mount" in line for line in logged())
+
+
 def test_a_tpu_pod_is_stopped_with_everything_saved(worker):
   (worker / "does").write_text("me=0\n" + SAVES)
   assert run("launch/tpu_pod.sh", "run").returncode == 0

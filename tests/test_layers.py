@@ -16,7 +16,7 @@ PACKAGE = ROOT / "jaxdiff"
 # it unless one of the two is an island: the maths, the networks, the data and the scores do not know of each other.
 ISLANDS = {"diffusion", "models", "data", "scores"}
 LAYERS = {
-  0: {"__init__", "types", "errors", "files", "calls", "sums"},
+  0: {"__init__", "types", "errors", "files", "calls", "stores", "sums"},
   1: {"diffusion", "models", "data", "scores"}
   | {
     "optim",

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import checkpoints, locks, resume, spikes, train
+from jaxdiff import checkpoints, locks, resume, spikes, stores, train
 from jaxdiff.errors import UserError
 from jaxdiff.spikes import Detector, Rollbacks
 from tests.test_main import equal, last_state
@@ -108,14 +108,14 @@ def saved(workdir, *steps):
 def test_nothing_is_undone_where_another_run_has_taken_the_workdir(tmp_path):
   saved(tmp_path, 8, 12)
   with locks.hold(tmp_path), pytest.raises(UserError, match="trains in"):
-    spikes.roll_back(spikes.Spike(14, 9.0, 1.0, 10), tmp_path, 3)
+    spikes.roll_back(spikes.Spike(14, 9.0, 1.0, 10), tmp_path, tmp_path, 3)
   assert steps_saved(tmp_path) == [8, 12] and not (tmp_path / spikes.FILE).exists()
 
 
 @pytest.mark.parametrize(("steps", "left"), [((4, 8, 12), [4, 8]), ((12,), [12]), ((11, 12), [11])])
 def test_it_goes_back_to_the_newest_that_was_not_touched_or_else_the_oldest(tmp_path, steps, left):
   saved(tmp_path, *steps)
-  spikes.roll_back(spikes.Spike(14, 9.0, 1.0, 10), tmp_path, 3)
+  spikes.roll_back(spikes.Spike(14, 9.0, 1.0, 10), tmp_path, tmp_path, 3)
   assert steps_saved(tmp_path) == left
   assert spikes.read(tmp_path) == Rollbacks(1, ((left[-1], 14 - left[-1]),))
 
@@ -208,7 +208,7 @@ def test_killed_while_a_checkpoint_is_deleted_it_goes_back_again(tmp_path, monke
 
   poison(monkeypatch, lambda number: number == BAD)
   with monkeypatch.context() as dying:
-    dying.setattr(spikes.checkpoints.shutil, "rmtree", die)
+    dying.setattr(stores.shutil, "rmtree", die)
     with pytest.raises(RuntimeError, match="killed"):
       run(tmp_path, capsys)
   status, text = run(tmp_path, capsys)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import checkpoints, configuration, draw, optim, parallel, runs, students, tasks
+from jaxdiff import checkpoints, configuration, draw, optim, parallel, runs, stores, students, tasks
 from jaxdiff.main import main
 from tests import small
 
@@ -62,6 +62,23 @@ def test_each_round_leaves_its_student_as_a_run(distilled):
   assert [line[0] for line in table] == [str(count) for count in STEPS]
   losses = [row["loss"] for row in rows if row["step"] in (2, 5, 8) and "loss" in row]
   assert [float(line[1]) for line in table] == pytest.approx(losses, rel=1e-3)
+
+
+def test_a_student_lies_beside_the_checkpoints_of_its_run(distilled, tmp_path):
+  folder = students.folder_of(distilled[0], 2)
+  own = configuration.of_run(folder)
+  student = runs.restore(own, folder, runs.one_device()).state
+  config = small.config(
+    "distill", f"teacher.workdir={distilled[1]}", f"train.checkpoint_dir={tmp_path}/disk/"
+  )
+  own = students.config_of(config, 2)
+  store = tmp_path / "disk" / "steps_0002"
+  assert stores.of(own, tmp_path) == store
+  for _ in range(2):  # the second time as when a round is taken again
+    students.export(tmp_path / "steps_0002", own, student, 4, ("a", "b"))
+  assert [path.name for path in (store / "checkpoints").iterdir()] == ["4"]
+  found = runs.restore(own, tmp_path / "steps_0002", runs.one_device())
+  assert found.label_names == ("a", "b") and equal(found.state.params, student.params)
 
 
 def test_the_last_student_is_the_runs_average(distilled):

@@ -16,7 +16,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdiff import distributed, optim, pictures, reporting, sample, steering
+from jaxdiff import (
+  checkpoints,
+  configuration,
+  distributed,
+  optim,
+  pictures,
+  reporting,
+  sample,
+  steering,
+  stores,
+)
 from jaxdiff.data.base import digest
 from jaxdiff.draw import Draw
 from jaxdiff.evaluation import images
@@ -118,15 +128,16 @@ def _holds(file: Path, label: np.ndarray) -> bool:
     return False  # not there, or damaged: it is drawn
 
 
-def _version(name: str) -> int:
+def _version(name: str) -> Any:
   """What changes when a file does, one in a folder, the newest checkpoint of a workdir, or the module of `module:function`."""
   path = Path(name).expanduser()
   module = None if path.exists() else sys.modules.get(name.partition(":")[0])
   if module is not None:
     path = Path(module.__file__ or "")
-  inside = path / "checkpoints"
-  if inside.is_dir():
-    return inside.stat().st_mtime_ns
+  if (path / "config.json").is_file():
+    store = stores.of(configuration.of_run(path), path)
+    if checkpoints.are_in(store):
+      return checkpoints.version(store)
   found = [path, *path.iterdir()] if path.is_dir() else [path]
   return max((each.stat().st_mtime_ns for each in found if each.exists()), default=0)
 

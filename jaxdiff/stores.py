@@ -1,0 +1,159 @@
+"""Where checkpoints lie: a folder on a file system, or one in a bucket of Google Cloud Storage, `gs://bucket/folder`.
+
+A folder is a pathlib.Path or, in a bucket, an epath.Path (etils' over gcsfs, as Orbax uses it).  Both are used alike; here is what
+differs.  A bucket has no renames and no folders without files: what is whole there is marked by a file, and an object appears whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import orbax.checkpoint as ocp
+from etils import epath
+
+from jaxdiff.errors import UserError, first_line, require
+from jaxdiff.files import write_atomically
+
+Folder = Any  # pathlib.Path | epath.Path, which have no class in common
+
+SCHEME = "gs://"
+KEY = "config.train.checkpoint_dir"
+MARK = "commit_success.txt"  # Orbax's, of a folder in a bucket that is whole
+UNFINISHED = ocp.path.step.TMP_DIR_SUFFIX  # Orbax's, in the name of a folder on a file system that is not
+
+# Before the first path is made: gcsfs also where TensorFlow is installed, whose files are other ones; and no listings that are kept,
+# as other processes, and TensorStore in this one, write there too.
+os.environ.setdefault("EPATH_USE_TF", "false")
+fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+
+
+def of(config: Any, workdir: Path) -> Folder:
+  """The folder below which the checkpoints of a config's run lie: config.train.checkpoint_dir, or else the workdir.
+
+  Raises UserError as `at`.
+  """
+  given = config.train.checkpoint_dir
+  return at(given) if given else workdir.absolute()
+
+
+def at(address: str) -> Folder:
+  """The folder of an address, from the root.
+
+  Raises UserError for one that Orbax does not save to, and where gcsfs is not installed.
+  """
+  if not address.startswith(SCHEME):
+    if "://" in address:
+      raise UserError(
+        f"{address!r} ({KEY}) is no folder; of buckets Orbax saves to gs://bucket/folder alone."
+      )
+    return Path(address).expanduser().absolute()
+  if not _bucket_of(address):
+    raise UserError(f"{address!r} ({KEY}) names no bucket: write gs://bucket/folder.")
+  require("gcsfs", "gcsfs", f"{address} ({KEY})")
+  return epath.Path(address)
+
+
+def is_bucket(folder: Folder) -> bool:
+  """Whether a folder is in a bucket."""
+  return str(folder).startswith(SCHEME)
+
+
+def prepare(workdir: Path, store: Folder) -> None:
+  """Makes the folder of a run and, where that is another, of its checkpoints.
+
+  Raises UserError for one that cannot be written to, or, in a bucket, not deleted from.
+  """
+  for folder, flag in {store: f"--{KEY}=DIR", workdir.absolute(): "--workdir DIR"}.items():
+    try:
+      _try(folder)
+    except Exception as error:
+      if not (isinstance(error, OSError) or is_bucket(folder)):
+        raise
+      text = f"cannot write to {str(folder)!r}: {_why(error)}. Give another with {flag}."
+      raise UserError(text) from None
+
+
+def _try(folder: Folder) -> None:
+  if is_bucket(folder):
+    # Orbax asks the bucket itself whenever it has deleted something, by this client.
+    storage = require("google.cloud.storage", "google-cloud-storage", str(folder))
+    storage.Client().get_bucket(_bucket_of(folder))
+  else:
+    folder.mkdir(parents=True, exist_ok=True)
+  probe = folder / f".write-test-{os.getpid()}"
+  probe.write_text("")
+  probe.unlink()
+
+
+def write(folder: Folder, name: str, text: str) -> None:
+  """Writes a file, which appears whole or not at all.  Raises UserError where that is not possible."""
+  if is_bucket(folder):
+    with reached(folder):
+      (folder / name).write_text(text)
+  else:
+    write_atomically(folder / name, lambda file: file.write(text.encode()))
+
+
+def listed(folder: Folder) -> list[Folder]:
+  """What is in a folder; nothing where there is no such folder."""
+  try:
+    return list(folder.iterdir())
+  except FileNotFoundError:
+    return []
+
+
+@contextlib.contextmanager
+def reached(folder: Folder) -> Iterator[None]:
+  """In this context what a bucket's clients raise (of authentication, permission, network) is a UserError."""
+  try:
+    yield
+  except Exception as error:
+    if isinstance(error, UserError) or not is_bucket(folder):
+      raise
+    raise out_of_reach(folder, error) from error
+
+
+def out_of_reach(folder: Folder, error: Exception) -> UserError:
+  """The UserError for what a bucket's client has raised."""
+  return UserError(f"{folder} ({KEY}) cannot be reached: {_why(error)}.")
+
+
+def is_whole(folder: Folder) -> bool:
+  """Whether what Orbax writes into a folder was written to its end."""
+  return (folder / MARK).exists() if is_bucket(folder) else UNFINISHED not in folder.name
+
+
+def delete(folder: Folder) -> None:
+  """Deletes what Orbax has written; killed on the way, what is left does not count as whole, and Orbax clears it away."""
+  if is_bucket(folder):
+    (folder / MARK).unlink()
+    folder.rmtree(missing_ok=True)
+  else:
+    shutil.rmtree(folder.rename(folder.with_name(folder.name + UNFINISHED)))
+
+
+def move(folder: Folder, target: Folder) -> None:
+  """Moves what Orbax has written; killed on the way, the whole of it is still where it was."""
+  if is_bucket(folder):
+    bucket = fsspec.filesystem("gcs")
+    for name in bucket.find(str(folder)):
+      bucket.cp_file(name, f"{target}/{epath.Path(SCHEME + name).relative_to(folder)}")
+    delete(folder)
+  else:
+    target.parent.mkdir(exist_ok=True)
+    folder.rename(target)
+
+
+def _bucket_of(address: Any) -> str:
+  return str(address).removeprefix(SCHEME).split("/")[0]
+
+
+def _why(error: Exception) -> str:
+  """What a file system or a bucket's client says."""
+  return (isinstance(error, OSError) and error.strerror) or first_line(error)
