@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -71,8 +72,20 @@ def open_for_reading(store: Folder) -> Manager:
 
 def _manager(store: Folder, options: ocp.CheckpointManagerOptions) -> Manager:
   handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
-  with stores.reached(store):
+  with _reached(store):
     return Manager(stores.at(str(store)) / FOLDER, options=options, item_handlers=handlers)
+
+
+@contextlib.contextmanager
+def _reached(store: Folder) -> Iterator[None]:
+  """As stores.reached, of what is done by several processes together: that another was lost is told as that."""
+  try:
+    yield
+  except Exception as error:
+    if distributed.lost(error):
+      raise
+    with stores.reached(store):
+      raise
 
 
 def _seal(folder: Folder) -> None:
@@ -81,9 +94,11 @@ def _seal(folder: Folder) -> None:
   Orbax calls this in the background, in the process that renames or marks: all is written, and it does not count as whole yet,
   so that no checkpoint is ever without sums.  There is one such folder: a save first clears away what a killed run left.
   """
-  for path in folder.iterdir():
-    if path.is_dir() and not stores.is_whole(path):
-      sums.write(path, leave_out=[NOTES])
+  written = [path for path in folder.iterdir() if not stores.is_whole(path)]
+  if not written:
+    raise RuntimeError(f"nothing that was being saved is in {folder}")
+  for path in written:
+    sums.write(path, leave_out=[NOTES])
 
 
 def save(manager: Manager, step: int, state: PyTree, run: dict[str, Any]) -> None:
@@ -116,10 +131,21 @@ def version(store: Folder) -> Any:
 
 
 def newest_until(store: Folder, step: int) -> int:
-  """The newest step saved that is not after this one, or else the oldest; 0 where none is saved."""
+  """The newest undamaged step saved that is not after this one, or else the oldest; 0 where there is none."""
   with stores.reached(store):
-    saved = sorted(_saved(store / FOLDER))
-  return max((number for number in saved if number <= step), default=saved[0] if saved else 0)
+    saved = _saved(store / FOLDER)
+    before = sorted((number for number in saved if number <= step), reverse=True)
+    after = sorted(saved.keys() - before)
+    return next((number for number in (*before, *after) if _is_undamaged(saved[number])), 0)
+
+
+def _is_undamaged(folder: Folder) -> bool:
+  """Whether nothing of a checkpoint is missing or has changed; Orbax deletes one file after the other, and may be killed."""
+  try:
+    sums.check(folder)
+  except sums.Damaged:
+    return False
+  return True
 
 
 def drop_after(store: Folder, step: int) -> None:
@@ -158,6 +184,10 @@ def restore(
     except Exception as error:
       if distributed.lost(error):
         raise
+      if stores.is_bucket(_directory(manager)) and not re.search(
+        "RESOURCE_EXHAUSTED|MemoryError", repr(error)
+      ):
+        raise stores.out_of_reach(_directory(manager), error) from error
       # Its files are as they were written, so something else is wrong, as memory.
       if sums.exist(_folder(manager, step)):
         logger.error("The checkpoint of step %d is undamaged, but could not be restored.", step)
@@ -168,8 +198,14 @@ def restore(
 
 def _by_first(manager: Manager, look: Callable[[Manager], Any]) -> Any:
   """What look(manager) returns in process 0, as distributed.by_first; then all know of what it has moved aside."""
-  found = distributed.by_first(lambda: _alone(manager, look))
-  manager.reload()
+
+  def alone() -> Any:
+    with stores.reached(_directory(manager)):
+      return _alone(manager, look)
+
+  found = distributed.by_first(alone)
+  with _reached(_directory(manager)):
+    manager.reload()
   return found
 
 
@@ -304,12 +340,21 @@ def _readable(
       stored = manager.item_metadata(step)["state"]
       if stored is None:
         raise sums.Damaged("the description of its arrays cannot be read")
-    except Exception as error:  # Orbax and TensorStore raise many kinds
-      if not isinstance(error, sums.Damaged) and stores.is_bucket(_directory(manager)):
-        raise stores.out_of_reach(_directory(manager), error) from error
-      _pass_over(manager, step, error, set_aside)
+    except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise many kinds
+      _pass_over(manager, step, _damage(_folder(manager, step), error), set_aside)
       continue
     yield step, record, stored
+
+
+def _damage(folder: Folder, error: Exception) -> Exception:
+  """What is damaged, where reading a checkpoint has raised `error`.  Raises it again where it only could not be reached."""
+  if isinstance(error, sums.Damaged) or not stores.is_bucket(folder):
+    return error
+  try:
+    sums.check(folder)
+  except sums.Damaged as damaged:
+    return damaged
+  raise error
 
 
 def _verified_record(manager: Manager, step: int, below: str) -> dict[str, Any]:
@@ -375,5 +420,6 @@ def _failed(manager: Manager, error: Exception) -> UserError:
     )
   except UserError:
     last = "The checkpoints before it are where they were"
-  reason = first_line(error)[:300]
-  return UserError(f"a checkpoint could not be saved: {reason} {last}, in {manager.directory}.")
+  reason, directory = first_line(error)[:300], _directory(manager)
+  kind = type(stores.out_of_reach(directory, error)) if stores.is_bucket(directory) else UserError
+  return kind(f"a checkpoint could not be saved: {reason} {last}, in {directory}.")

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxdiff.errors import UserError, first_line
+from jaxdiff.errors import Outage, UserError, first_line
 from jaxdiff.files import unwritable
 from jaxdiff.watchdog import STATUS
 
@@ -263,7 +263,7 @@ def is_first() -> bool:
 def by_first(function: Callable[[], Any]) -> Any:
   """What function() returns in process 0, in every process: all wait for it.  In several it has to be a JSON value.
 
-  Raises in every process the UserError that function() raises in process 0.
+  Raises in every process the UserError, or Outage, that function() raises in process 0.
   """
   if jax.process_count() == 1:
     return function()
@@ -272,13 +272,13 @@ def by_first(function: Callable[[], Any]) -> Any:
     try:
       said = {"value": function()}
     except UserError as error:
-      said = {"error": str(error)}
+      said = {"error": str(error), "may_pass": isinstance(error, Outage)}
   wait_for_all(
     "by_first"
   )  # a collective gives up sooner than function() may take: Gloo's first one after 30 s
   said = json.loads(_broadcast(json.dumps(said).encode()))
   if "error" in said:
-    raise UserError(said["error"])
+    raise (Outage if said["may_pass"] else UserError)(said["error"])
   return said["value"]
 
 
@@ -340,7 +340,11 @@ def lost(error: BaseException) -> str:
   """Why an error, or what has led to it, says that another process was lost; empty where it says something else."""
   if not is_several():
     return ""
-  if isinstance(error, jax.errors.JaxRuntimeError | ValueError) and LOST.match(str(error)):
+  if (
+    isinstance(error, jax.errors.JaxRuntimeError | ValueError)
+    and LOST.match(str(error))
+    and "gs://" not in str(error)
+  ):
     return first_line(error)[:200]
   before = error.__cause__ or error.__context__
   return lost(before) if before else ""

@@ -11,8 +11,16 @@ from types import ModuleType
 class UserError(Exception):
   """Wrong input: the message says what is wrong, which value, where it is set and what would be right.
 
-  `main` prints it as one line, `jaxdiff: <message>`, and exits with status 2, without a traceback.
+  `main` prints it as one line, `jaxdiff: <message>`, and exits with its status, without a traceback.
   """
+
+  status = 2
+
+
+class Outage(UserError):
+  """What may pass by itself, as a network that is down: the same command goes on when it has."""
+
+  status = 74  # EX_IOERR of sysexits.h: something outside failed, to try again is worth it
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:

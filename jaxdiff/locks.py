@@ -14,7 +14,7 @@ from typing import IO
 
 from jaxdiff.errors import UserError
 from jaxdiff.files import unwritable
-from jaxdiff.stores import Folder, is_bucket
+from jaxdiff.stores import KEY, Folder, is_bucket
 
 logger = logging.getLogger("jaxdiff")
 
@@ -50,7 +50,7 @@ def _take(file: IO[str], folder: Path) -> None:
   except OSError as error:
     if error.errno in TAKEN:
       raise UserError(
-        f"{_holder(file)} trains in {str(folder)!r}. Wait for it or stop it, or use another --workdir."
+        f"{_holder(file)} trains in {str(folder)!r}. Wait for it or stop it, or use another folder (--workdir, {KEY})."
       ) from None
     logger.warning(
       "%s could not be locked (%s): take care that no second run trains there.", folder, error.strerror

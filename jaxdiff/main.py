@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     return MODES[flags.mode](config, workdir, flags)
   except UserError as error:
     logger.error("jaxdiff: %s", error)
-    return distributed.leave(2)
+    return distributed.leave(error.status)
   except KeyboardInterrupt:
     logger.error("jaxdiff: stopped.")
     return distributed.leave(130)
@@ -155,7 +155,7 @@ exit status:
   0    done; or stopped by SIGTERM or Ctrl-C with everything saved (--requeue_status)
   2    a mistake of the user's, told in one line: config, data, disk, a loss that is not finite
   74   a step hung (config.train.stall_factor, stall_seconds), or another process was lost, or has not come
-       (--connect_seconds): the same command goes on from the last checkpoint
+       (--connect_seconds), or a bucket could not be reached: the same command goes on from the last checkpoint
   130  stopped at once, by Ctrl-C; of a run that trains, by a second one
   1    a mistake of the program's, with a traceback; of doctor: training cannot work here
 """

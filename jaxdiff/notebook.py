@@ -128,7 +128,8 @@ def write_images(spec: str, where: Path, num: int) -> Path:
 
 
 def simulate_devices(count: int) -> None:
-  """Makes this machine's CPU look like so many devices.  Has to run before the first JAX array; not where JAX has others."""
+  """Makes this machine's CPU look like so many devices, the only ones that JAX then sees.  Has to run before the first JAX array."""
+  os.environ["JAX_PLATFORMS"] = "cpu"
   os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
   )

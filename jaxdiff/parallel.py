@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -93,8 +92,13 @@ def pmap(config: Any, batch_size: int, devices: Sequence[jax.Device] | None = No
   one_device = jax.sharding.SingleDeviceSharding(devices[0])
   split = NamedSharding(Mesh(np.asarray(devices), ("batch",)), P("batch"))
 
+  def copied(leaf: jax.Array) -> jax.Array:
+    """A copy on each device, as one array with an axis of devices; no device ever holds those of others."""
+    copies = [jax.device_put(leaf, device)[None] for device in devices]
+    return jax.make_array_from_single_device_arrays((len(devices), *leaf.shape), split, copies)
+
   def place_state(state: PyTree) -> PyTree:
-    return jax.tree.map(lambda a: jax.device_put(jnp.broadcast_to(a, (len(devices), *a.shape)), split), state)
+    return jax.tree.map(copied, state)
 
   def place_batch(batch: PyTree) -> PyTree:
     return jax.tree.map(lambda a: jax.device_put(a.reshape(len(devices), -1, *a.shape[1:]), split), batch)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ import fsspec
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jaxdiff.errors import UserError, first_line, require
+from jaxdiff.errors import Outage, UserError, first_line, require
 from jaxdiff.files import write_atomically
 
 Folder = Any  # pathlib.Path | epath.Path, which have no class in common
@@ -25,6 +26,10 @@ Folder = Any  # pathlib.Path | epath.Path, which have no class in common
 SCHEME = "gs://"
 KEY = "config.train.checkpoint_dir"
 MARK = "commit_success.txt"  # Orbax's, of a folder in a bucket that is whole
+# in what a bucket's clients say where trying again is of no use
+OURS = re.compile(
+  r"forbidden|denied|unauthenticated|credentials|project|not exist|not found|\b40[0134]\b", re.IGNORECASE
+)
 UNFINISHED = ocp.path.step.TMP_DIR_SUFFIX  # Orbax's, in the name of a folder on a file system that is not
 
 # Before the first path is made: gcsfs also where TensorFlow is installed, whose files are other ones; and no listings that are kept,
@@ -48,7 +53,7 @@ def at(address: str) -> Folder:
   Raises UserError for one that Orbax does not save to, and where gcsfs is not installed.
   """
   if not address.startswith(SCHEME):
-    if "://" in address:
+    if re.match(r"[a-z0-9]+:/", address):
       raise UserError(
         f"{address!r} ({KEY}) is no folder; of buckets Orbax saves to gs://bucket/folder alone."
       )
@@ -76,12 +81,12 @@ def prepare(workdir: Path, store: Folder) -> None:
       if not (isinstance(error, OSError) or is_bucket(folder)):
         raise
       text = f"cannot write to {str(folder)!r}: {_why(error)}. Give another with {flag}."
-      raise UserError(text) from None
+      raise (_kind(error) if is_bucket(folder) else UserError)(text) from None
 
 
 def _try(folder: Folder) -> None:
   if is_bucket(folder):
-    # Orbax asks the bucket itself whenever it has deleted something, by this client.
+    # Orbax asks for the bucket itself, by this client, when it looks for checkpoints and when it has deleted one.
     storage = require("google.cloud.storage", "google-cloud-storage", str(folder))
     storage.Client().get_bucket(_bucket_of(folder))
   else:
@@ -110,7 +115,7 @@ def listed(folder: Folder) -> list[Folder]:
 
 @contextlib.contextmanager
 def reached(folder: Folder) -> Iterator[None]:
-  """In this context what a bucket's clients raise (of authentication, permission, network) is a UserError."""
+  """In this context what a bucket's clients raise is a UserError (of authentication, permission) or an Outage."""
   try:
     yield
   except Exception as error:
@@ -120,8 +125,8 @@ def reached(folder: Folder) -> Iterator[None]:
 
 
 def out_of_reach(folder: Folder, error: Exception) -> UserError:
-  """The UserError for what a bucket's client has raised."""
-  return UserError(f"{folder} ({KEY}) cannot be reached: {_why(error)}.")
+  """The UserError or Outage for what a bucket's client has raised."""
+  return _kind(error)(f"{folder} ({KEY}) cannot be reached: {_why(error)}.")
 
 
 def is_whole(folder: Folder) -> bool:
@@ -154,6 +159,11 @@ def _bucket_of(address: Any) -> str:
   return str(address).removeprefix(SCHEME).split("/")[0]
 
 
+def _kind(error: Exception) -> type[UserError]:
+  """Whether the user can mend it, or it may pass by itself."""
+  return UserError if isinstance(error, FileNotFoundError) or OURS.search(str(error)) else Outage
+
+
 def _why(error: Exception) -> str:
-  """What a file system or a bucket's client says."""
-  return (isinstance(error, OSError) and error.strerror) or first_line(error)
+  """What a file system or a bucket's client says, which has the account and the permission on a line of its own."""
+  return (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split()) or first_line(error)

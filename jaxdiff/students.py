@@ -126,7 +126,8 @@ def export(folder: Path, own: Any, student: TrainState, step: int, names: tuple[
 def _empty(folder: Path, store: stores.Folder) -> None:
   """Makes the folder of a student, and that of its checkpoint, without what lay there."""
   for each in (folder, store):
-    epath.Path(each).rmtree(missing_ok=True)
+    with stores.reached(each):
+      epath.Path(each).rmtree(missing_ok=True)
   stores.prepare(folder, store)
 
 

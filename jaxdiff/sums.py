@@ -66,12 +66,16 @@ def check(folder: Folder, below: str = "") -> None:
 def _listed(folder: Folder) -> dict[str, str]:
   """name -> sum.  Raises Damaged for a list that is not as it was written."""
   try:
-    header, *lines = (folder / NAME).read_text().split("\n")[:-1]
+    content = (folder / NAME).read_bytes()
+  except OSError as error:
+    if stores.is_bucket(folder) and not isinstance(error, FileNotFoundError):
+      raise
+    raise Damaged(f"{NAME} is damaged") from None
+  try:
+    header, *lines = content.decode().split("\n")[:-1]
     found = [match for line in lines if (match := LINE.fullmatch(line))]
     whole = len(found) == len(lines) and header == _header(len(found))
-  except (OSError, ValueError) as error:  # not there, no text, or no line in it
-    if stores.is_bucket(folder) and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-      raise
+  except ValueError:  # no text, or no line in it
     whole = False
   if not whole:
     raise Damaged(f"{NAME} is damaged")

@@ -20,7 +20,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-STATUS = 74  # EX_IOERR of sysexits.h: something outside failed, to try again is worth it
+from jaxdiff.errors import Outage
+
+STATUS = Outage.status
 BLOCK = 8  # steps that are timed together: the loop dispatches some at once and waits for others
 REMEMBERED = 50  # blocks whose median is taken
 MEASURED = 3  # blocks before the median counts

@@ -109,11 +109,10 @@ state() {
 command=${1:-help}
 [ $# = 0 ] || shift
 case $command in
-  create | keep)
+  create | keep | run)
     [ -n "$SHARE" ] || { echo "SHARE is not set: HOST:/PATH of an NFS share, or gs://BUCKET/FOLDER, where all workers write." >&2; exit 2; }
     "$command" "$@"
     ;;
-  run) run "$@" ;;
   logs) tpu ssh "$NAME" --worker=0 --command 'tail -n 50 -F jaxdiff/run.log' ;;
   stop)
     # shellcheck disable=SC2016 # the workers expand it

@@ -1,11 +1,13 @@
 """One train step under every strategy: the same run on one device and on four."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import optim, parallel, tasks
+from jaxdiff import checkpoints, optim, parallel, tasks
 from jaxdiff.errors import UserError
 from jaxdiff.train_step import make_train_step
 from tests import small
@@ -25,6 +27,14 @@ def batch_of(step, size=8):
 def run(name, devices, steps=4, fsdp=1):
   """(state after some steps, its metrics, the number of traces) under a strategy."""
   config = small.config("dit", "optim.clip_norm=0.5", f"parallel.strategy={name}", f"parallel.fsdp={fsdp}")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      parallel, "SMALL_LEAF", 64
+    )  # so that the leaves of a small network are split as a large one's are
+    return run_of(config, name, devices, steps)
+
+
+def run_of(config, name, devices, steps):
   strategy = parallel.STRATEGIES[name](config.parallel, 8, jax.devices()[:devices])
   tx = optim.make_optimizer(config.optim, 6)
   task = tasks.make(config, tx)
@@ -35,6 +45,8 @@ def run(name, devices, steps=4, fsdp=1):
     return make_train_step(task, tx)(state, batch, **options)
 
   state = strategy.init(lambda: tasks.initial_state(config, task))
+  parts = {leaf.size // leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(state.params)}
+  assert max(parts) == (devices if name == "pmap" else config.parallel.fsdp)
   compiled = strategy.lower(counted, state, strategy.place_batch(batch_of(0))).compile()
   for step in range(steps):
     state, metrics = compiled(state, strategy.place_batch(batch_of(step)))
@@ -80,13 +92,40 @@ def test_pmap_fetches_from_one_device_alone():
   assert (jax.random.key_data(fetched["rng"]) == jax.random.key_data(jax.random.key(3))).all()
 
 
+@pytest.mark.parametrize(("devices", "fsdp"), [(1, 1), (2, 2), (4, 1), (4, 2)])
+def test_a_checkpoint_is_restored_onto_another_mesh(devices, fsdp, tmp_path, monkeypatch):
+  """Saved by four devices of which each has a quarter of every large leaf."""
+  monkeypatch.setattr(parallel, "SMALL_LEAF", 64)
+  task = tasks.make(CONFIG, optim.make_optimizer(CONFIG.optim, 6))
+  make = lambda: tasks.initial_state(CONFIG, task)
+  before, after = (
+    parallel.mesh(small.config("dit", f"parallel.fsdp={groups}").parallel, 8, jax.devices()[:count])
+    for count, groups in ((4, 4), (devices, fsdp))
+  )
+  state = before.init(make)
+  with contextlib.closing(checkpoints.open_manager(tmp_path)) as manager:
+    checkpoints.save(manager, 2, state, {"config": {}})
+    checkpoints.finish(manager)
+    found, _ = checkpoints.restore(manager, after.abstract(make))
+  kernel = found.params["block_0"]["mlp"]["in"]["kernel"]
+  assert kernel.size == fsdp * kernel.addressable_shards[0].data.size and len(kernel.devices()) == devices
+  raw = lambda each: jax.tree.leaves(each.replace(rng=jax.random.key_data(each.rng)))
+  for got, want in zip(raw(found), raw(state), strict=True):
+    np.testing.assert_array_equal(np.asarray(got), np.asarray(want))
+
+
 def test_fsdp_splits_large_leaves_of_params_optimizer_and_ema():
   strategy = parallel.mesh(small.config("dit", "parallel.fsdp=4").parallel, 8, jax.devices()[:4])
   state = strategy.init(
-    lambda: {"big": jnp.zeros((256, 128)), "odd": jnp.zeros((255, 127)), "small": jnp.zeros((4,))}
+    lambda: {
+      "big": jnp.zeros((256, 128)),
+      "wide": jnp.zeros((128, 256)),
+      "odd": jnp.zeros((255, 127)),
+      "small": jnp.zeros((4,)),
+    }
   )
   shards = {name: leaf.addressable_shards[0].data.shape for name, leaf in state.items()}
-  assert shards == {"big": (64, 128), "odd": (255, 127), "small": (4,)}
+  assert shards == {"big": (64, 128), "wide": (128, 64), "odd": (255, 127), "small": (4,)}
 
 
 def test_the_state_is_donated():

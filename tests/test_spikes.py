@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import checkpoints, locks, resume, spikes, stores, train
+from jaxdiff import checkpoints, locks, resume, spikes, stores, sums, train
 from jaxdiff.errors import UserError
 from jaxdiff.spikes import Detector, Rollbacks
 from tests.test_main import equal, last_state
@@ -102,7 +102,10 @@ def test_a_note_that_cannot_be_read_is_told_of(tmp_path, text):
 
 def saved(workdir, *steps):
   for step in steps:
-    (workdir / checkpoints.FOLDER / str(step)).mkdir(parents=True)
+    folder = workdir / checkpoints.FOLDER / str(step)
+    folder.mkdir(parents=True)
+    (folder / "numbers").write_text(str(step))
+    sums.write(folder)
 
 
 def test_nothing_is_undone_where_another_run_has_taken_the_workdir(tmp_path):
@@ -118,6 +121,14 @@ def test_it_goes_back_to_the_newest_that_was_not_touched_or_else_the_oldest(tmp_
   spikes.roll_back(spikes.Spike(14, 9.0, 1.0, 10), tmp_path, tmp_path, 3)
   assert steps_saved(tmp_path) == left
   assert spikes.read(tmp_path) == Rollbacks(1, ((left[-1], 14 - left[-1]),))
+
+
+def test_it_does_not_go_back_to_half_a_checkpoint(tmp_path):
+  saved(tmp_path, 4, 8, 12)
+  (tmp_path / checkpoints.FOLDER / "8" / "numbers").unlink()  # Orbax was killed while it deleted it
+  assert checkpoints.newest_until(tmp_path, 10) == 4 and checkpoints.newest_until(tmp_path, 3) == 4
+  (tmp_path / checkpoints.FOLDER / "4" / sums.NAME).unlink()
+  assert checkpoints.newest_until(tmp_path, 10) == 12
 
 
 def steps_saved(workdir):

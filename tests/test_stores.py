@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import checkpoints, configuration, locks, optim, runs, stores, sums, tasks
+from jaxdiff import checkpoints, configuration, distributed, locks, optim, runs, stores, sums, tasks
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation import drawn
 from tests import gcs, small
@@ -77,6 +77,7 @@ def largest(folder):
   ("address", "words"),
   [
     ("s3://bucket/run", r"'s3://bucket/run' \(config.train.checkpoint_dir\) is no folder; of buckets Orbax"),
+    ("gs:/bucket/run", r"'gs:/bucket/run' \(config.train.checkpoint_dir\) is no folder; of buckets"),
     ("gs://", r"'gs://' \(config.train.checkpoint_dir\) names no bucket: write gs://bucket/folder"),
   ],
 )
@@ -85,6 +86,24 @@ def test_another_kind_of_address_is_refused(address, words, tmp_path, capsys):
   assert status == 2 and len(text.splitlines()) == 1
   with pytest.raises(UserError, match=words):
     stores.at(address)
+
+
+@pytest.mark.parametrize(
+  ("error", "status"),
+  [
+    (OSError("Forbidden: http://x\nme@x does not have storage.objects.get access"), 2),
+    (FileNotFoundError("b/run"), 2),
+    (ValueError("UNAVAILABLE: CURL error Could not connect to server: Error reading gs://b/run/x"), 74),
+    (RuntimeError("service unavailable, 503"), 74),
+  ],
+)
+def test_what_may_pass_is_told_from_what_has_to_be_mended(error, status):
+  with pytest.raises(UserError) as raised, stores.reached("gs://b/run"):
+    raise error
+  assert raised.value.status == status and len(str(raised.value).splitlines()) == 1
+  assert not distributed.LOST.match(str(raised.value))
+  with pytest.raises(type(error)), stores.reached("/disk/run"):
+    raise error
 
 
 def test_a_bucket_needs_a_package(monkeypatch):
@@ -188,6 +207,17 @@ def test_a_flipped_bit_is_noticed_and_the_checkpoint_set_aside(saved, state, cap
   assert "The checkpoint of step 4 is damaged (state/ocdbt.process_0/d/" in caplog.text
   assert names(saved / "checkpoints") == ["2"] and names(saved / "damaged") == ["4"]
   assert (saved / "damaged" / "4" / "run" / "metadata").exists()
+
+
+@in_bucket
+@pytest.mark.parametrize("name", ["state/_METADATA", "run/metadata", "state/manifest.ocdbt", sums.NAME])
+@pytest.mark.parametrize("change", [None, b"not what it was"])
+def test_whatever_is_damaged_the_one_before_is_taken(saved, state, name, change):
+  path = saved / "checkpoints" / "4" / name
+  path.unlink() if change is None else path.write_bytes(change)
+  with contextlib.closing(checkpoints.open_manager(saved, keep=2)) as manager:
+    checkpoints.check_same_run(manager, RUN, allow_change=False)
+  assert restored(saved, state)[0] == 2 and names(saved / "damaged") == ["4"]
 
 
 @in_bucket
