@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
   # how signal and noise change with time: linear | scaled_linear | cosine_discrete | cosine | sigmoid | rectified_flow
   # | edm
   c.diffusion.schedule = "cosine"
-  c.diffusion.shift = 1.0  # times the noise for the same signal, for larger images
+  c.diffusion.shift = 1.0  # factor on sigma / alpha at every t; above 1 for larger images (side / 64)
   c.diffusion.zero_terminal_snr = False  # bring the schedule's end to pure noise
   # what the network predicts: eps | x | x_and_eps | v | velocity | edm(sigma_data=0.5)
   c.diffusion.parameterization = "v"
@@ -83,7 +83,7 @@ def get_config() -> ConfigDict:
   c.train.keep_every = 0  # steps; checkpoints divisible by it stay for ever; 0: none
   # a loss so many times its median in the last 10 logs: back to a checkpoint before, and on past those batches; 0: never
   c.train.spike_factor = 0.0
-  c.train.max_rollbacks = 3  # of a run, so; one more spike ends it
+  c.train.max_rollbacks = 3  # how often a run may go back like that; the next spike ends it
   # a step that takes so many times the run's median, and at least stall_seconds, has hung: exit status 74; 0: never
   c.train.stall_factor = 20.0
   c.train.stall_seconds = 600.0  # seconds that a step may take in any case

@@ -30,7 +30,7 @@ def get_config(preset: str = "") -> ConfigDict:
   c.distill.updates_last = 800  # of the rounds to 2 steps and to 1
   # classifier-free guidance of the first teacher: one scale, built into the students ...
   c.distill.guidance = 1.0
-  # ... or a range, from which students take the scale as an input (config.sample.guidance); equal ends: not so
+  # ... or a range, from which students take the scale as an input (config.sample.guidance); equal ends: they take none
   c.distill.guidance_range = (1.0, 1.0)
   base.short_run(c)
   c.diffusion.weighting = "truncated_snr"  # or uniform_v, uniform_eps

@@ -13,7 +13,9 @@ import io
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from jaxdiff import configuration
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "configs.md"
@@ -32,9 +34,13 @@ Made from the comments in `configs/` by `python -m docs.configs`; a test compare
 
 A config is what `get_config(preset)` of a file in `configs/` returns. Any value can be set on the command line, as
 `--config.optim.learning_rate=3e-4`; it is read as the type of the default, and a wrong key or type is an error that names
-the right one. Defaults here are those of the files, before a preset sets others. A run tells every value when it starts and
+the right one. Defaults in the tables are those of the files, before a preset sets others; below them stands what a file sets when it is
+taken without a preset. A run tells every value when it starts and
 keeps them in `<workdir>/config.json`. How to choose them: [recipes.md](recipes.md).
 """
+
+
+REFERENCE = object()  # a default that is another key's, or made of the preset's name
 
 
 class Key(NamedTuple):
@@ -95,10 +101,27 @@ def page() -> str:
     parts.append(f"## {FILES[name]}\n\n[configs/{name}.py](../configs/{name}.py)\n")
     is_base = name == "base"
     parts += _sections([key for key in found if is_base or key.name not in shared])
-    changed = [f"`{key.name} = {key.default}`" for key in found if not is_base and key.name in shared]
-    if changed:
-      parts.append(f"Sets other defaults for {', '.join(changed)}.\n")
+    if not is_base:
+      told = ", ".join(
+        f"`{key} = {value!r}`" for key, value in _changed(name, found, of_file["base"]).items()
+      )
+      parts.append(f"Without a preset, `configs/{name}.py` sets {told}.\n")
   return "\n".join(parts)
+
+
+def _changed(name: str, found: list[Key], shared: list[Key]) -> dict[str, Any]:
+  """Key -> value, of a file's config as it is without a preset, of those that the tables give other defaults."""
+  told = {key.name: _value(key.default) for key in [*found, *shared] if key.default}
+  made = configuration.flatten(configuration.load(str(ROOT / "configs" / f"{name}.py")))
+  return {key: value for key, value in made.items() if told[key] is not REFERENCE and value != told[key]}
+
+
+def _value(written: str) -> Any:
+  """What a default is, as it is written; REFERENCE where it is another key's."""
+  try:
+    return ast.literal_eval(written)
+  except ValueError:
+    return REFERENCE
 
 
 def _sections(found: list[Key]) -> Iterator[str]:

@@ -62,9 +62,14 @@ def write(name: str, notebook: Any, pages: Path = PAGES) -> Path:
   for picture, content in resources["outputs"].items():
     (pages / picture).write_bytes(content)
   page = pages / f"{name}.md"
-  head = f"*The notebook [{name}](../../notebooks/{name}.ipynb) and what it shows, by `python -m docs.notebooks {name}`.*\n\n"
-  page.write_text(head + told.strip() + "\n")
+  head = f"*The notebook [{name}](../../notebooks/{name}.ipynb) and what it shows, by `python -m docs.notebooks {name}`; its times are those of that day's machine.*\n\n"
+  page.write_text(head + linked(told.strip()) + "\n")
   return page
+
+
+def linked(text: str) -> str:
+  """A page's text, whose links to other notebooks lead there from the pages' folder."""
+  return re.sub(r"\]\((\w+\.ipynb)\)", r"](../../notebooks/\1)", text)
 
 
 def joined(outputs: Iterable[Any]) -> list[Any]:

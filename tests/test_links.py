@@ -7,7 +7,15 @@ import pytest
 
 from docs.configs import ROOT
 
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("notebooks/*.ipynb")])
+PAGES = sorted(
+  [
+    *ROOT.glob("*.md"),
+    *ROOT.glob("docs/*.md"),
+    *ROOT.glob("notebooks/*.ipynb"),
+    *ROOT.glob("docs/notebooks/*.md"),
+    *ROOT.glob("checkpoints/**/README.md"),
+  ]
+)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 

@@ -107,9 +107,11 @@ def test_where_arrays_lie(fsdp, share):
   assert np.prod(kernel.sharding.shard_shape(kernel.shape)) * share == kernel.size
 
 
-def test_simulated_devices_are_a_flag(monkeypatch):
+def test_simulated_devices_are_a_flag_and_the_only_ones(monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
+  monkeypatch.setenv("JAX_PLATFORMS", "cuda")
   notebook.simulate_devices(8)
+  assert notebook.os.environ["JAX_PLATFORMS"] == "cpu"
   assert notebook.os.environ["XLA_FLAGS"] == "--xla_a=1 --xla_force_host_platform_device_count=8"
 
 

@@ -51,6 +51,9 @@ def test_a_card_says_what_one_has_to_know(name):
     assert heading in card, heading
   for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", card):
     assert (folder / picture).is_file(), picture
+  training = re.search(r"^\| training \|.*$", card, re.MULTILINE)[0]
+  assert re.search(r"\d (s|min) (on|of) ", training), f"no training time in {training!r}"
+  assert re.search(r"^## Figures\n.*?^\| class accuracy", card, re.MULTILINE | re.DOTALL)
   assert config_of(name).export.dtype in ("float16", "bfloat16")
 
 
