@@ -403,6 +403,16 @@ def test_four_processes_go_on_from_one_and_two(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_share_one_state_by_halves(tmp_path):
+  """fsdp: no process holds all of the state, which they save and restore together; wide enough that leaves are split."""
+  wide = ("--config.model.width=64", "--config.parallel.fsdp=2", "--allow_config_change")
+  done([start(tmp_path / "one", *TRAIN, *LONG, *wide, "--config.train.steps=30", devices=2)])
+  for steps in (20, 30):
+    done(start_several(tmp_path / "two", *TRAIN, *LONG, *wide, f"--config.train.steps={steps}"))
+  assert equal(last_state(tmp_path / "two"), last_state(tmp_path / "one"))
+
+
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_by_all(one, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(one, workdir)
