@@ -65,14 +65,11 @@ def test_each_round_leaves_its_student_as_a_run(distilled):
 
 
 def test_a_student_lies_beside_the_checkpoints_of_its_run(distilled, tmp_path):
-  folder = students.folder_of(distilled[0], 2)
+  folder, store = students.folder_of(distilled[0], 2), tmp_path / "disk" / "steps_0002"
   own = configuration.of_run(folder)
   student = runs.restore(own, folder, runs.one_device()).state
-  config = small.config(
-    "distill", f"teacher.workdir={distilled[1]}", f"train.checkpoint_dir={tmp_path}/disk/"
-  )
-  own = students.config_of(config, 2)
-  store = tmp_path / "disk" / "steps_0002"
+  config = small.config("distill", f"train.checkpoint_dir={tmp_path}/disk/")
+  own.train.checkpoint_dir = students.config_of(config, 2).train.checkpoint_dir
   assert stores.of(own, tmp_path) == store
   for _ in range(2):  # the second time as when a round is taken again
     students.export(tmp_path / "steps_0002", own, student, 4, ("a", "b"))
