@@ -76,38 +76,39 @@ def _train(config: Any, workdir: Path, flags: argparse.Namespace) -> int:
 
 
 def _stoppable(
-  mode: Callable[[Any, Path, argparse.Namespace], None],
+  mode: Callable[[Any, Path, signals.StopRequest], None],
 ) -> Callable[[Any, Path, argparse.Namespace], int]:
-  """A mode that SIGTERM ends where it is: what it writes appears whole or not at all, and it can be started again."""
+  """A mode that SIGTERM ends where it is: what it writes appears whole or not at all, and it can be started again.
+
+  Several processes end where they all ask its request.
+  """
 
   def run(config: Any, workdir: Path, flags: argparse.Namespace) -> int:
     try:
-      with signals.sigterm_stops():
-        mode(config, workdir, flags)
+      with signals.sigterm_stops() as stop:
+        mode(config, workdir, stop)
     except signals.Stopped:
       logger.info("Stopped. The same command goes on.")
-      return distributed.leave(flags.requeue_status)
+      return flags.requeue_status
     return 0
 
   return run
 
 
-def _sample(config: Any, workdir: Path, flags: argparse.Namespace) -> None:
-  del flags
+def _sample(config: Any, workdir: Path, stop: signals.StopRequest) -> None:
   from jaxdiff import sample
 
-  sample.run(config, workdir)
+  sample.run(config, workdir, stop)
 
 
-def _evaluate(config: Any, workdir: Path, flags: argparse.Namespace) -> None:
-  del flags
+def _evaluate(config: Any, workdir: Path, stop: signals.StopRequest) -> None:
   from jaxdiff.evaluation import evaluate
 
-  evaluate.run(config, workdir)
+  evaluate.run(config, workdir, stop)
 
 
-def _prepare(config: Any, workdir: Path, flags: argparse.Namespace) -> None:
-  del workdir, flags
+def _prepare(config: Any, workdir: Path, stop: signals.StopRequest) -> None:
+  del workdir, stop
   from jaxdiff.data import prepare
 
   data = config.data
@@ -117,8 +118,8 @@ def _prepare(config: Any, workdir: Path, flags: argparse.Namespace) -> None:
   logger.info("Wrote %s. Train on it with --config.data.source=tfds:%s", path, path)
 
 
-def _export(config: Any, workdir: Path, flags: argparse.Namespace) -> None:
-  del flags
+def _export(config: Any, workdir: Path, stop: signals.StopRequest) -> None:
+  del stop
   from jaxdiff import runs
 
   runs.export(config, workdir)

@@ -27,6 +27,7 @@ from jaxdiff import (
 )
 from jaxdiff.draw import Draw, check, make_draw, times
 from jaxdiff.reporting import Shown
+from jaxdiff.signals import StopRequest
 from jaxdiff.tasks import process
 from jaxdiff.types import NULL_LABEL, Task
 
@@ -55,18 +56,26 @@ def preview_labels(config: Any) -> np.ndarray:
   return labels(config, _multiple(min(config.sample.num, MAX_TILES)))
 
 
-def draw_all(draw: Draw, state: Any, label: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-  """Draws image i of label[i] for all i, in batches of batch_size; of the last batch only what is asked for is kept."""
+def draw_all(
+  draw: Draw, state: Any, label: np.ndarray, batch_size: int, stop: StopRequest | None = None
+) -> Iterator[np.ndarray]:
+  """Draws image i of label[i] for all i, in batches of batch_size; of the last batch only what is asked for is kept.
+
+  Raises Stopped between two batches where `stop` is reached.
+  """
   for start in range(0, len(label), batch_size):
+    if stop is not None:
+      stop.check()
     index = np.arange(start, start + batch_size)
     yield draw(state, index, label[index % len(label)])[: len(label) - start]
 
 
-def run(config: Any, workdir: Path) -> None:
+def run(config: Any, workdir: Path, stop: StopRequest) -> None:
   """`--mode sample`: draws config.sample.num images with the newest checkpoint of a workdir.
 
   Writes samples.png (a labelled grid of at most 100) and samples.npz (arr_0 u8[N,H,W,C], arr_1 i64[N]) there.
-  Raises UserError for settings that cannot work and where there is no checkpoint.
+  Raises UserError for settings that cannot work and where there is no checkpoint; Stopped, with nothing written, where
+  `stop` is reached.
   """
   check(config)
   s = config.sample
@@ -76,7 +85,7 @@ def run(config: Any, workdir: Path) -> None:
   _, task, state, names = runs.restore(config, workdir, strategy)
   label, look, images = labels(config, s.num), fidelity.make(config), []
   with reporting.progress(total=s.num, desc="sample") as bar:
-    for drawn in draw_all(make_draw(config, task, strategy.place_rows), state, label, batch_size):
+    for drawn in draw_all(make_draw(config, task, strategy.place_rows), state, label, batch_size, stop):
       images.append(drawn)
       bar.update(len(drawn))
   if not distributed.is_first():

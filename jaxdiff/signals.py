@@ -16,7 +16,7 @@ logger = logging.getLogger("jaxdiff")
 
 
 class Stopped(BaseException):
-  """Raised where a signal may cut short what is done: see StopRequest.interrupts and sigterm_stops."""
+  """Raised where a signal may cut short what is done: see StopRequest.check, StopRequest.interrupts and sigterm_stops."""
 
 
 class StopRequest:
@@ -31,6 +31,11 @@ class StopRequest:
   def reached(self) -> bool:
     """Whether to stop here.  Of several processes each has to ask equally often."""
     return bool(self)
+
+  def check(self) -> None:
+    """Raises Stopped where reached() says to stop here."""
+    if self.reached():
+      raise Stopped
 
   @contextlib.contextmanager
   def interrupts(self) -> Iterator[None]:
@@ -103,11 +108,17 @@ def stop_request() -> Iterator[StopRequest]:
 
 
 @contextlib.contextmanager
-def sigterm_stops() -> Iterator[None]:
-  """Within this context SIGTERM raises Stopped, as Ctrl-C raises KeyboardInterrupt: files are left whole."""
+def sigterm_stops() -> Iterator[StopRequest]:
+  """Within this context SIGTERM raises Stopped, as Ctrl-C raises KeyboardInterrupt: files are left whole.
+
+  In several processes it raises nothing by itself: they have to ask the request.
+  """
+  if jax.distributed.is_initialized():
+    yield JointStopRequest()
+    return
   request = StopRequest()
   with _handling(request, signal.SIGTERM), request.interrupts():
-    yield
+    yield request
 
 
 @contextlib.contextmanager

@@ -63,6 +63,18 @@ def test_sigterm_stops_a_mode_and_its_handler_is_put_back():
   assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_several_processes_stop_a_mode_where_they_ask(of_two, monkeypatch):
+  monkeypatch.setattr(signals.jax.distributed, "is_initialized", lambda: True)
+  before = signal.getsignal(signal.SIGTERM)
+  with signals.sigterm_stops() as stop:
+    assert signal.getsignal(signal.SIGTERM) == before, "a handler of ours would make the runtime deaf"
+    stop.check()
+    stop.check()
+    with pytest.raises(signals.Stopped):
+      stop.check()
+  assert of_two == [1, 2, 3]
+
+
 def test_several_processes_stop_where_the_runtime_says_and_it_keeps_sigterm(of_two):
   before = signal.getsignal(signal.SIGTERM)
   with signals.stop_request() as stop:

@@ -32,6 +32,7 @@ from jaxdiff.draw import Draw
 from jaxdiff.evaluation import images
 from jaxdiff.evaluation.gather import Batches
 from jaxdiff.evaluation.images import Images
+from jaxdiff.signals import StopRequest
 
 HEAD = 64  # numbers of each parameter that tell one checkpoint from another
 # of config.sample: what names files, folders and modules
@@ -67,20 +68,29 @@ def folder(workdir: Path, config: Any, state: Any) -> Path:
 
 
 def draw(
-  place: Path, drawing: Draw, state: Any, label: np.ndarray, batch_size: int, desc: str = "draw"
+  place: Path,
+  drawing: Draw,
+  state: Any,
+  label: np.ndarray,
+  batch_size: int,
+  stop: StopRequest,
+  desc: str = "draw",
 ) -> Images:
   """The images of these labels, drawn where they do not lie in the folder `place` yet.
 
-  Returns once all processes have drawn theirs.
+  Returns once all processes have drawn theirs.  Raises Stopped between two batches where `stop` is reached.
   """
   devices, width = jax.local_device_count(), batch_size
   width += -width % devices
-  starts = range(0, len(label), batch_size)[jax.process_index() :: jax.process_count()]
+  # A round is a batch of each process, in the last one perhaps of none: all ask equally often whether to stop.
+  rounds = range(0, len(label), batch_size * jax.process_count())
+  starts = [first + batch_size * jax.process_index() for first in rounds]
   mine = sum(len(label[start : start + batch_size]) for start in starts)
   with reporting.progress(mine, desc=desc) as bar:
     for start in starts:
+      stop.check()
       here = label[start : start + batch_size]
-      if not _holds(_file(place, start), here):
+      if len(here) and not _holds(_file(place, start), here):
         index = np.arange(start, start + width)
         drawn = drawing(state, index, np.resize(here, width))
         pictures.save_npz(_file(place, start), drawn[: len(here)], here)

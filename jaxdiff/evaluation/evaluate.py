@@ -19,6 +19,7 @@ from jaxdiff.errors import UserError, unknown
 from jaxdiff.evaluation import drawn, features, figures, images, reference, report, scorer, show
 from jaxdiff.evaluation.features import Extractor
 from jaxdiff.evaluation.images import Images
+from jaxdiff.signals import StopRequest
 from jaxdiff.types import Task
 
 logger = logging.getLogger("jaxdiff")
@@ -43,11 +44,12 @@ class Subject(NamedTuple):
   label_names: tuple[str, ...]
 
 
-def run(config: Any, workdir: Path) -> None:
+def run(config: Any, workdir: Path, stop: StopRequest) -> None:
   """Scores images with config.eval's settings, or makes statistics to compare with (config.eval.make_reference).
 
   Leaves in the workdir: evaluation.json and report.html, grid.png and neighbours.png in evaluation/, and what was drawn.
-  Raises UserError for settings that cannot work, and for what cannot be read or written.
+  Raises UserError for settings that cannot work, and for what cannot be read or written; Stopped where `stop` is reached
+  while images are drawn, which are kept.
   """
   check(config)
   e = config.eval
@@ -59,7 +61,7 @@ def run(config: Any, workdir: Path) -> None:
   if restored:
     distributed.check_shared(workdir)
   scoring = scorer.make(config, extractor, workdir)
-  for subject in subjects(config, workdir, restored):
+  for subject in subjects(config, workdir, restored, stop):
     if not distributed.is_first():
       continue  # it has drawn its share; the first process scores
     scored = scorer.score(scoring, subject.images)
@@ -111,7 +113,7 @@ def make_reference(config: Any, extractor: Extractor) -> None:
   logger.info("Wrote %s: %s of %d images (%s).", path, extractor.name, made.num, split)
 
 
-def subjects(config: Any, workdir: Path, restored: runs.Run | None) -> Iterator[Subject]:
+def subjects(config: Any, workdir: Path, restored: runs.Run | None, stop: StopRequest) -> Iterator[Subject]:
   """What is to be scored: the images given, or those that a run draws, for each value of a sweep."""
   e = config.eval
   if restored is None:
@@ -127,7 +129,7 @@ def subjects(config: Any, workdir: Path, restored: runs.Run | None) -> Iterator[
     place = drawn.folder(workdir, varied, restored.state)
     drawing = functools.partial(drawings[kind], varied.sample)
     label = drawn.labels(varied, e.num)
-    found = drawn.draw(place, drawing, restored.state, label, varied.sample.batch_size, desc)
+    found = drawn.draw(place, drawing, restored.state, label, varied.sample.batch_size, stop, desc)
     yield Subject(settings(varied, restored), found, restored.label_names)
 
 
