@@ -27,7 +27,7 @@ BLOCK = 8  # steps that are timed together: the loop dispatches some at once and
 REMEMBERED = 50  # blocks whose median is taken
 MEASURED = 3  # blocks before the median counts
 UNMEASURED_SECONDS = 1800.0  # the limit until then, if it is more than the configured one
-CHECKS = 10  # a limit
+CHECKS = 10  # in the shortest limit
 TELLING_SECONDS = 10.0  # for the stacks, if stderr itself is what hangs
 
 
@@ -82,6 +82,10 @@ class Watchdog:
     median = self.median()
     return max(self._least, UNMEASURED_SECONDS if median is None else self._factor * median)
 
+  def interval(self) -> float:
+    """Seconds between two checks: not by the limit, which is long until steps are measured."""
+    return max(self._least / CHECKS, 0.01)
+
   def check(self, seconds: float) -> str | None:
     """`seconds` have passed since the last check: what is wrong, if the step under way takes too long."""
     if self._pauses or self._beats != self._seen:
@@ -118,7 +122,8 @@ def watching(dog: Watchdog, give_up: Callable[[str], None] | None = None) -> Ite
 
 
 def _watch(dog: Watchdog, over: threading.Event, give_up: Callable[[str], None]) -> None:
-  while not over.wait(interval := max(dog.limit() / CHECKS, 0.01)):
+  interval = dog.interval()
+  while not over.wait(interval):
     # The seconds waited for, not those of a clock: a process that was suspended (Ctrl-Z) has not hung.
     if wrong := dog.check(interval):
       return give_up(wrong)

@@ -132,3 +132,8 @@ with watchdog.watching(watchdog.Watchdog(1.0, 0.1)):
   assert ended.returncode == watchdog.STATUS == 74
   assert "jaxdiff: a step has taken" in ended.stderr
   assert "in wait_for_a_batch_that_never_comes" in ended.stderr
+
+
+def test_it_looks_often_though_the_first_limit_is_long():
+  dog = Watchdog(factor=20, least=10)
+  assert dog.limit() == UNMEASURED_SECONDS and dog.interval() == 1
