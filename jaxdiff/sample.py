@@ -24,6 +24,7 @@ from jaxdiff import (
   reporting,
   runs,
   steering,
+  stores,
 )
 from jaxdiff.draw import Draw, check, make_draw, times
 from jaxdiff.reporting import Shown
@@ -81,6 +82,7 @@ def run(config: Any, workdir: Path, stop: StopRequest) -> None:
   s = config.sample
   batch_size = _multiple(min(s.batch_size, s.num))
   strategy = parallel.mesh(config.parallel, batch_size)
+  distributed.by_first(lambda: stores.make_writable(workdir))
   distributed.check_shared(workdir)
   _, task, state, names = runs.restore(config, workdir, strategy)
   label, look, images = labels(config, s.num), fidelity.make(config), []

@@ -74,14 +74,23 @@ def prepare(workdir: Path, store: Folder) -> None:
 
   Raises UserError for one that cannot be written to, or, in a bucket, not deleted from.
   """
-  for folder, flag in {store: f"--{KEY}=DIR", workdir.absolute(): "--workdir DIR"}.items():
-    try:
-      _try(folder)
-    except Exception as error:
-      if not (isinstance(error, OSError) or is_bucket(folder)):
-        raise
-      text = f"cannot write to {str(folder)!r}: {_why(error)}. Give another with {flag}."
-      raise (_kind(error) if is_bucket(folder) else UserError)(text) from None
+  make_writable(workdir)
+  if store != workdir.absolute():
+    make_writable(store, f"--{KEY}=DIR")
+
+
+def make_writable(folder: Folder, flag: str = "--workdir DIR") -> None:
+  """Makes a folder, if it is not there, and tries to write to it: what takes long learns at once that it would be in vain.
+
+  Raises UserError, naming the flag that gives another, where that fails; for a bucket also where deleting does.
+  """
+  try:
+    _try(folder)
+  except Exception as error:
+    if not (isinstance(error, OSError) or is_bucket(folder)):
+      raise
+    text = f"cannot write to {str(folder)!r}: {_why(error)}. Give another with {flag}."
+    raise (_kind(error) if is_bucket(folder) else UserError)(text) from None
 
 
 def _try(folder: Folder) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdiff import distributed, draw, parallel, runs, steering
+from jaxdiff import distributed, draw, parallel, runs, steering, stores
 from jaxdiff.errors import UserError, unknown
 from jaxdiff.evaluation import drawn, features, figures, images, reference, report, scorer, show
 from jaxdiff.evaluation.features import Extractor
@@ -58,6 +58,7 @@ def run(config: Any, workdir: Path, stop: StopRequest) -> None:
   if e.make_reference:
     return make_reference(config, extractor)
   restored = restore(config, workdir)
+  distributed.by_first(lambda: stores.make_writable(workdir))
   if restored:
     distributed.check_shared(workdir)
   scoring = scorer.make(config, extractor, workdir)
