@@ -82,9 +82,9 @@ def run(config: Any, workdir: Path, stop: StopRequest) -> None:
   s = config.sample
   batch_size = _multiple(min(s.batch_size, s.num))
   strategy = parallel.mesh(config.parallel, batch_size)
+  _, task, state, names = runs.restore(config, workdir, strategy)
   distributed.by_first(lambda: stores.make_writable(workdir))
   distributed.check_shared(workdir)
-  _, task, state, names = runs.restore(config, workdir, strategy)
   label, look, images = labels(config, s.num), fidelity.make(config), []
   with reporting.progress(total=s.num, desc="sample") as bar:
     for drawn in draw_all(make_draw(config, task, strategy.place_rows), state, label, batch_size, stop):

@@ -111,10 +111,11 @@ def stop_request() -> Iterator[StopRequest]:
 def sigterm_stops() -> Iterator[StopRequest]:
   """Within this context SIGTERM raises Stopped, as Ctrl-C raises KeyboardInterrupt: files are left whole.
 
-  In several processes it raises nothing by itself: they have to ask the request.
+  In several processes it raises nothing by itself: they have to ask the request, as that of stop_request.
   """
   if jax.distributed.is_initialized():
-    yield JointStopRequest()
+    with stop_request() as joint:
+      yield joint
     return
   request = StopRequest()
   with _handling(request, signal.SIGTERM), request.interrupts():

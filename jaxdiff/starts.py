@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdiff import configuration, parallel, runs, tasks
+import jax
+
+from jaxdiff import configuration, optim, parallel, runs, tasks
 from jaxdiff.errors import UserError
 from jaxdiff.types import PyTree, Task
 
@@ -119,12 +121,15 @@ def fresh_state(config: Any, task: Task, strategy: parallel.Strategy) -> Any:
   start, adopt = STARTS.get(config.task), task.adopt
   if start is None or adopt is None:
     return strategy.init(make)
-  params = runs.averaged_params(_config_of(config, start), _workdir(config, start))
+  shared = parallel.mesh(
+    config.parallel, jax.device_count()
+  )  # as the state will be, so that no device ever holds all of it
+  given = runs.restore(_config_of(config, start), _workdir(config, start), shared)
 
   def make_from(params: PyTree) -> Any:
     return adopt(make(), params)
 
-  return strategy.init(make_from, params)
+  return strategy.init(make_from, optim.ema_params(given.state))
 
 
 def _workdir(config: Any, start: Start) -> Path:

@@ -27,7 +27,7 @@ BLOCK = 8  # steps that are timed together: the loop dispatches some at once and
 REMEMBERED = 50  # blocks whose median is taken
 MEASURED = 3  # blocks before the median counts
 UNMEASURED_SECONDS = 1800.0  # the limit until then, if it is more than the configured one
-CHECKS = 10  # in the shortest limit
+CHECKS = 20  # in the shortest limit
 TELLING_SECONDS = 10.0  # for the stacks, if stderr itself is what hangs
 
 

@@ -38,7 +38,7 @@ def start(workdir, *arguments, devices=1, joined=(), variables=()):
   return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def start_several(workdir, *arguments, devices=1, count=2, heartbeat=10):
+def start_several(workdir, *arguments, devices=1, count=2, heartbeat=10, variables=()):
   """Processes that are one run, in a workdir, or each in one of a list."""
   workdirs = workdir if isinstance(workdir, list) else [workdir] * count
   port = free_port()
@@ -51,7 +51,7 @@ def start_several(workdir, *arguments, devices=1, count=2, heartbeat=10):
     str(heartbeat),
   )
   return [
-    start(each, *arguments, devices=devices, joined=(*joined, "--process_id", str(i)))
+    start(each, *arguments, devices=devices, joined=(*joined, "--process_id", str(i)), variables=variables)
     for i, each in enumerate(workdirs)
   ]
 
@@ -77,10 +77,14 @@ def done(processes):
   return texts
 
 
-def wait_for(workdir, pattern, processes, seconds=200):
+def wait_for(workdir, pattern, processes):
+  wait_until(lambda: any(workdir.glob(pattern)), processes)
+
+
+def wait_until(condition, processes, seconds=200):
   deadline = time.monotonic() + seconds
-  while not any(workdir.glob(pattern)):
-    assert all(p.poll() is None for p in processes), f"no {pattern} appeared:\n" + finish(processes)[1][0]
+  while not condition():
+    assert all(p.poll() is None for p in processes), "it ended too soon:\n" + finish(processes)[1][0]
     assert time.monotonic() < deadline
     time.sleep(0.02)
 
@@ -90,7 +94,8 @@ def steps_saved(workdir):
 
 
 def losses(workdir):
-  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  path = workdir / "metrics.jsonl"
+  rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
   return {row["step"]: row["loss"] for row in rows}
 
 
@@ -124,13 +129,25 @@ def disturb(workdir, hit, number, after):
 
 @pytest.mark.slow
 def test_sigterm_to_any_saves_the_same_step_in_all(one, tmp_path):
-  for hit, after in (((1,), 10), ((0, 1), 40)):
+  for hit, after in (((1,), 10), ((0,), 30), ((0, 1), 50)):
     statuses, texts = disturb(tmp_path, hit, signal.SIGTERM, after)
     assert statuses == [AGAIN, AGAIN], "\n".join(texts)
     stopped = int(re.search(r"Stopped after step (\d+), saved", texts[0])[1])
     assert steps_saved(tmp_path)[-1] == stopped < 100, "the signal came too late to test anything"
   done([start(tmp_path, *TRAIN, *LONG, devices=2)])
   assert equal(last_state(tmp_path), last_state(one))
+
+
+@pytest.mark.slow
+def test_sigterm_before_the_first_step_stops_all(tmp_path):
+  processes = start_several(
+    tmp_path, *TRAIN, *LONG, variables={"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+  )
+  wait_for(tmp_path, "config.json", processes)
+  processes[1].send_signal(signal.SIGTERM)
+  statuses, texts = finish(processes)
+  assert statuses == [AGAIN, AGAIN], "\n".join(texts)
+  assert "Stopped before a step was taken" in texts[0]
 
 
 @pytest.mark.slow
@@ -149,12 +166,10 @@ def test_sigterm_in_a_preview_after_a_save_stops_all(tmp_path):
 @pytest.mark.slow
 def test_when_one_is_lost_the_other_ends_and_both_can_go_on(one, tmp_path):
   for lost, after in ((1, 10), (0, 40)):
-    begin = time.monotonic()
     statuses, texts = disturb(tmp_path, (lost,), signal.SIGKILL, after)
     assert statuses[lost] == -signal.SIGKILL, "it came too late to test anything"
     assert statuses[1 - lost] in (HUNG, -signal.SIGABRT), "\n".join(texts)
     assert statuses[1 - lost] != HUNG or "another process was lost" in texts[1 - lost]
-    assert time.monotonic() - begin < 120
   done([start(tmp_path, *TRAIN, *LONG, devices=2)])
   assert equal(last_state(tmp_path), last_state(one))
 
@@ -166,12 +181,12 @@ def test_when_one_is_lost_the_other_ends_and_both_can_go_on(one, tmp_path):
 )
 def test_a_silent_process_is_noticed(heartbeat, stall_seconds, status, words, tmp_path):
   """By JAX's runtime after the heartbeat, or, where that is long, by the watchdog of the process that waits for it."""
-  stall = (f"--config.train.stall_seconds={stall_seconds}", "--config.train.checkpoint_every=100")
+  stall = (f"--config.train.stall_seconds={stall_seconds}", "--config.train.checkpoint_every=100000")
   processes = start_several(
     tmp_path, *TRAIN, *LONG, *stall, "--config.train.steps=100000", heartbeat=heartbeat
   )
   try:
-    wait_for(tmp_path, "checkpoints/100", processes)
+    wait_until(lambda: max(losses(tmp_path), default=0) >= 50, processes)
     processes[1].send_signal(signal.SIGSTOP)
     assert processes[0].wait(timeout=120) == status
   finally:
@@ -265,7 +280,7 @@ def test_sigterm_to_any_ends_an_evaluation_in_all_and_it_goes_on(one, hit, tmp_p
   workdir = tmp_path / "run"
   shutil.copytree(one, workdir)
   command = (
-    "--mode", "evaluate", "--config.sample.batch_size=8", "--config.eval.num=4000", "--config.eval.features=pixels",
+    "--mode", "evaluate", "--config.sample.batch_size=8", "--config.eval.num=100000", "--config.eval.features=pixels",
     "--requeue_status", str(AGAIN),
   )  # fmt: skip
   processes = start_several(workdir, *command)
@@ -276,19 +291,20 @@ def test_sigterm_to_any_ends_an_evaluation_in_all_and_it_goes_on(one, hit, tmp_p
   assert statuses == [AGAIN, AGAIN], "\n".join(texts)
   assert "Stopped. The same command goes on." in texts[0] and "lost" not in "".join(texts)
   kept = {path: path.stat().st_mtime_ns for path in workdir.glob("evaluation/*/*.npz")}
-  assert 0 < len(kept) < 500, "the signal came too late to test anything"
+  assert kept
   done(start_several(workdir, *command, "--config.eval.num=48"))
   assert all(path.stat().st_mtime_ns == when for path, when in kept.items()), "no batch is drawn twice"
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_ends_drawing_in_all(one, tmp_path):
+@pytest.mark.parametrize("hit", [0, 1])
+def test_sigterm_to_one_ends_drawing_in_all(one, hit, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(one, workdir)
   command = ("--mode", "sample", "--config.sample.num=100000", "--config.sample.batch_size=8")
   processes = start_several(workdir, *command)
   assert any("sample " in line for line in processes[0].stderr), "it ended without drawing"
-  processes[1].send_signal(signal.SIGTERM)
+  processes[hit].send_signal(signal.SIGTERM)
   statuses, texts = finish(processes)
   assert statuses == [0, 0], "\n".join(texts)
   assert "lost" not in "".join(texts) and not (workdir / "samples.npz").exists()

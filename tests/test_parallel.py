@@ -1,6 +1,7 @@
 """One train step under every strategy: the same run on one device and on four."""
 
 import contextlib
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -59,9 +60,10 @@ def one_device():
 
 
 @pytest.mark.parametrize(
-  ("name", "devices", "fsdp"), [("mesh", 4, 1), ("mesh", 4, 2), ("mesh", 4, 4), ("pmap", 4, 1)]
+  ("name", "devices", "fsdp"),
+  [("mesh", 2, 1), ("pmap", 2, 1), ("mesh", 4, 1), ("mesh", 4, 2), ("mesh", 4, 4), ("pmap", 4, 1)],
 )
-def test_four_devices_make_the_parameters_of_one(one_device, name, devices, fsdp):
+def test_several_devices_make_the_parameters_of_one(one_device, name, devices, fsdp):
   state, metrics, traces = run(name, devices, fsdp=fsdp)
   wanted, wanted_metrics, _ = one_device
   assert int(state.step) == 4
@@ -74,6 +76,25 @@ def test_four_devices_make_the_parameters_of_one(one_device, name, devices, fsdp
   for key, value in wanted_metrics.items():
     assert float(metrics[key]) == pytest.approx(float(value), rel=1e-5)
   assert traces == 1
+
+
+def test_no_device_ever_holds_all_of_a_state_that_is_shared(monkeypatch):
+  """By the compiler's plan of what makes it: its parts and what is needed beside them."""
+  planned = []
+
+  def plan(make, *given, out_shardings):
+    compiled = jax.jit(make, out_shardings=out_shardings).lower(*given).compile()
+    planned.append(compiled.memory_analysis())
+
+  monkeypatch.setattr(parallel, "_run_once", plan)
+  monkeypatch.setattr(parallel, "SMALL_LEAF", 64)
+  config = small.config("dit", "model.width=64", "parallel.fsdp=4")
+  task = tasks.make(config, optim.make_optimizer(config.optim, 6))
+  make = functools.partial(tasks.initial_state, config, task)
+  parallel.mesh(config.parallel, 8, jax.devices()[:4]).init(make)
+  state = jax.eval_shape(make)
+  whole = sum(leaf.size * 4 for leaf in jax.tree.leaves((state.params, state.opt_state)))
+  assert planned[0].output_size_in_bytes + planned[0].temp_size_in_bytes < 0.35 * whole
 
 
 def test_pmap_on_one_device_is_bit_equal_to_mesh_on_one(one_device):

@@ -82,6 +82,19 @@ def test_tasks_that_start_from_nothing_are_left_alone():
   assert one.to_dict() == other.to_dict()
 
 
+def test_what_a_run_starts_from_is_shared_as_its_state_is(base, monkeypatch):
+  workdir, _ = base
+  monkeypatch.setattr(parallel, "SMALL_LEAF", 64)
+  given, restore = [], starts.runs.restore
+  monkeypatch.setattr(starts.runs, "restore", lambda *args: given.append(restore(*args)) or given[-1])
+  c = started(workdir)
+  c.parallel.fsdp = 4
+  task = tasks.make(c, optim.make_optimizer(c.optim, c.train.steps))
+  state = starts.fresh_state(c, task, parallel.mesh(c.parallel, 8))
+  for params in (given[0].state.params, state.base_params):
+    assert max(leaf.size // leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(params)) == 4
+
+
 @pytest.mark.parametrize("strategy", ["mesh", "pmap"])
 def test_the_first_state_is_the_trained_one_and_copies_of_it(base, strategy):
   workdir, given = base

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdiff import checkpoints, metrics, pictures, previews, resume, sample, train, watchdog
-from jaxdiff.evaluation import drawn
+from jaxdiff.evaluation import drawn, evaluate
 from tests import small
 from tests.test_main import equal, last_state, run
 from tests.test_main import train as train_main
@@ -144,6 +144,17 @@ def test_sampling_ends_at_once_and_leaves_no_half_file(tmp_path, monkeypatch, ca
   assert not (tmp_path / "samples.npz").exists()
   assert run("--mode", "sample", "--workdir", str(tmp_path), REQUEUE)[0] == 0
   assert np.load(tmp_path / "samples.npz")["arr_0"].shape == (10, 8, 8, 1)
+
+
+def test_scoring_ends_at_once_and_the_same_command_scores(tmp_path, monkeypatch, capsys):
+  small.run(tmp_path)
+  signal_at(monkeypatch, evaluate.scorer, "score")
+  command = ("--mode", "evaluate", "--workdir", str(tmp_path), REQUEUE, "--config.eval.num=20",
+             "--config.eval.features=pixels")  # fmt: skip
+  assert run(*command, capsys=capsys)[0] == AGAIN
+  assert not (tmp_path / "evaluation.json").exists()
+  assert run(*command, capsys=capsys)[0] == 0
+  assert (tmp_path / "evaluation.json").exists()
 
 
 def test_an_evaluation_goes_on_with_the_batches_it_had_drawn(tmp_path, monkeypatch, capsys):

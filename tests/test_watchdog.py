@@ -136,4 +136,4 @@ with watchdog.watching(watchdog.Watchdog(1.0, 0.1)):
 
 def test_it_looks_often_though_the_first_limit_is_long():
   dog = watchdog.Watchdog(factor=20, least=10)
-  assert dog.limit() == UNMEASURED_SECONDS and dog.interval() == 1
+  assert dog.limit() == UNMEASURED_SECONDS and dog.interval() == 0.5

@@ -82,12 +82,14 @@ def draw(
   """
   devices, width = jax.local_device_count(), batch_size
   width += -width % devices
-  # A round is a batch of each process, in the last one perhaps of none: all ask equally often whether to stop.
+  # A round is a batch of each process, in the last one perhaps of none. All ask together whether to stop: a process that is
+  # ahead, as its batches lie there already, would put the stop off until the others have caught up.
   rounds = range(0, len(label), batch_size * jax.process_count())
   starts = [first + batch_size * jax.process_index() for first in rounds]
   mine = sum(len(label[start : start + batch_size]) for start in starts)
   with reporting.progress(mine, desc=desc) as bar:
     for start in starts:
+      distributed.wait_for_all(f"a round of {place.name}")
       stop.check()
       here = label[start : start + batch_size]
       if len(here) and not _holds(_file(place, start), here):

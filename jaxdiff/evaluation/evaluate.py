@@ -108,6 +108,9 @@ def make_reference(config: Any, extractor: Extractor) -> None:
   """Writes the statistics of a split of the data to config.eval.make_reference."""
   path, split = Path(config.eval.make_reference).expanduser(), reference.split(config)
   reference.check_name(path)
+  distributed.by_first(
+    lambda: stores.make_writable(path.absolute().parent, "--config.eval.make_reference=FILE.npz")
+  )
   made = reference.of_split(config, split, extractor, None)
   if distributed.is_first():
     reference.save(path, made)
