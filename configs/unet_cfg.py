@@ -1,7 +1,7 @@
 """Class-conditional UNets.
 
 python -m jaxdiff.main --config configs/unet_cfg.py                  digits, 8x8: 5 min on 2 CPU cores
-python -m jaxdiff.main --config configs/unet_cfg.py:fashion_mnist    Fashion-MNIST, 32x32: 15 min on 2 CPU cores
+python -m jaxdiff.main --config configs/unet_cfg.py:fashion_mnist    Fashion-MNIST, 32x32: 25 min on 2 CPU cores
 python -m jaxdiff.main --config configs/unet_cfg.py:shapes           drawn scenes, 32x32 RGB: 25 min on 2 CPU cores
 python -m jaxdiff.main --config configs/unet_cfg.py:cifar10          DDPM's CIFAR-10 network, class-conditional: one GPU
 python -m jaxdiff.main --config configs/unet_cfg.py:imagenet64       ADM's 64x64 network: 8 GPUs or a TPU slice
@@ -51,7 +51,7 @@ def digits(c: ConfigDict) -> None:
 def fashion_mnist(c: ConfigDict) -> None:
   base.fashion_mnist(c)
   small(c)
-  c.train.steps = 1500
+  c.train.steps = 2500
 
 
 def shapes(c: ConfigDict) -> None:
