@@ -291,7 +291,7 @@ class UNet(nn.Module):
       null_class=self.null_class,
       guided=bool(self.guidance_range),
       kernel_init=fan_average,
-      # As loud as the time's part from the start (ADM's code leaves it so): with DiT's 0.02, after 300 steps of Fashion-MNIST
+      # Heard beside the time's part from the start (ADM's code leaves it so): with DiT's 0.02, after 300 steps of Fashion-MNIST
       # 13% of the images were in the class asked for instead of 62%.
       table_init=nn.initializers.normal(1.0),
       dtype=layers.dtype(self.dtype),

@@ -11,6 +11,7 @@ import pytest
 
 from jaxdiff.errors import UserError
 from jaxdiff.models import layers, unet
+from jaxdiff.types import Cond
 from tests.models import small
 
 COUNTS = {"ddpm_cifar10": (32, 35_746_307), "adm_imagenet64": (64, 295_904_454)}
@@ -47,6 +48,17 @@ def test_a_fresh_network_gives_exactly_zero_and_a_fresh_block_its_input():
   assert (block.apply(block.init(jax.random.key(0), x, c), x, c) == x).all()
   attention = unet.AttentionBlock()
   assert (attention.apply(attention.init(jax.random.key(0), x), x) == x).all()
+
+
+def test_labels_are_heard_beside_the_time_from_the_start():
+  c = layers.Embedding(
+    10, 32, 128, kernel_init=unet.fan_average, table_init=unet.UNet().embedding().table_init
+  )
+  t, cond = jnp.linspace(0, 999, 64), Cond(label=jnp.arange(64) % 10)
+  params = c.init(jax.random.key(0), t, cond)
+  of_both = c.apply(params, t, cond)
+  of_time = of_both - params["params"]["label"]["embedding"][cond.label]
+  assert 1 < (of_both - of_time).std() / of_time.std() < 10
 
 
 @pytest.mark.parametrize("groups", [1, 4, 12])
