@@ -231,6 +231,21 @@ def test_two_processes_share_one_state_by_halves(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_distil_as_one(one, tmp_path):
+  """Students are left by the first process, in the middle of the run, as the others wait."""
+  command = (
+    "--config", "configs/distill_cfg.py", *(f"--{line}" for line in small.arguments("distill")),
+    f"--config.teacher.workdir={one}", "--config.train.steps=0",
+  )  # fmt: skip
+  alone, both = tmp_path / "alone", tmp_path / "both"
+  done([start(alone, *command, devices=2)])
+  done(start_several(both, *command))
+  assert equal(last_state(both), last_state(alone))
+  left = [sorted(path.name for path in workdir.glob("steps_*")) for workdir in (alone, both)]
+  assert left[0] == left[1] and len(left[0]) > 1
+
+
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_by_all(one, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(one, workdir)
