@@ -121,15 +121,14 @@ def fresh_state(config: Any, task: Task, strategy: parallel.Strategy) -> Any:
   start, adopt = STARTS.get(config.task), task.adopt
   if start is None or adopt is None:
     return strategy.init(make)
-  shared = parallel.mesh(
-    config.parallel, jax.device_count()
-  )  # as the state will be, so that no device ever holds all of it
-  given = runs.restore(_config_of(config, start), _workdir(config, start), shared)
+  # Split as the state will be, so that no device ever holds all of it.
+  shared = parallel.mesh(config.parallel, jax.device_count())
+  averaged = optim.ema_params(runs.restore(_config_of(config, start), _workdir(config, start), shared).state)
 
   def make_from(params: PyTree) -> Any:
     return adopt(make(), params)
 
-  return strategy.init(make_from, optim.ema_params(given.state))
+  return strategy.init(make_from, averaged)
 
 
 def _workdir(config: Any, start: Start) -> Path:
