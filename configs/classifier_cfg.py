@@ -24,9 +24,8 @@ def get_config(preset: str = "") -> ConfigDict:
   c.task = "classifier"
   c.optim.weight_decay = 0.05
   c.model = ConfigDict()  # the network
-  c.model.name = (
-    "unet"  # dit | unet; the other keys are its own: a dit has those of Diffusion Transformers, and dropout
-  )
+  # dit | unet; the other keys are its own: a dit has those of Diffusion Transformers, and dropout
+  c.model.name = "unet"
   c.model.num_classes = 10  # labels that it tells apart
   c.model.channels = c.data.get_ref("channels")  # of an image
   c.model.width = 32  # channels at full resolution
