@@ -12,6 +12,8 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
+from jaxdiff import distributed
+
 logger = logging.getLogger("jaxdiff")
 
 
@@ -113,7 +115,7 @@ def sigterm_stops() -> Iterator[StopRequest]:
 
   In several processes it raises nothing by itself: they have to ask the request, as that of stop_request.
   """
-  if jax.distributed.is_initialized():
+  if distributed.is_several():
     with stop_request() as joint:
       yield joint
     return

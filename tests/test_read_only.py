@@ -1,4 +1,4 @@
-"""Folders that cannot be written to, in a process that may not: each mode says so before it computes anything."""
+"""Folders that cannot be written to, in a process that may not: each mode says so before it draws or scores anything."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ THROUGH = ("setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"
 
 
 @pytest.mark.skipif(bool(THROUGH) and not shutil.which("setpriv"), reason="root, and no setpriv (util-linux)")
-def test_a_folder_that_cannot_be_written_to_is_told_in_a_line_before_anything_is_computed(tmp_path):
+def test_a_folder_that_cannot_be_written_to_is_told_in_a_line_before_anything_is_drawn_or_scored(tmp_path):
   run, full = tmp_path / "run", tmp_path / "full"
   run.mkdir()
   full.mkdir()
@@ -53,6 +53,6 @@ def test_a_folder_that_cannot_be_written_to_is_told_in_a_line_before_anything_is
     (line,) = [line for line in text.splitlines() if line.startswith("jaxdiff: ")]
     assert line.startswith(("jaxdiff: cannot write to ", "jaxdiff: cannot write ")) and str(folder) in line
     assert "sample " not in text and "features of" not in text and "draw " not in text, (
-      "it has computed first"
+      "it has drawn or scored first"
     )
   assert sorted(full.iterdir()) == []
