@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from jaxdiff.models import layers
-from jaxdiff.models.dit import DiT, Patches, layer_norm, modulate, zeros
+from jaxdiff.models.dit import EMBEDDINGS, DiT, Patches, layer_norm, modulate, zeros
 from jaxdiff.models.unet import Encoder, UNet, fan_average
 from jaxdiff.types import NULL_LABEL, Array, Cond
 
@@ -98,7 +98,9 @@ class DiTClassifier(DiT):
     self.check_image(z.shape[1:3])
     dtype = layers.dtype(self.dtype)
     x = Patches(self.patch_size, self.width, dtype, name="patches")(z)
-    c = layers.Embedding(0, 256, self.width, dtype=dtype, name="embedding")(t, no_label(z))
+    kernel_init, _ = EMBEDDINGS[self.embedding_init]
+    embed = layers.Embedding(0, 256, self.width, kernel_init=kernel_init, dtype=dtype, name="embedding")
+    c = embed(t, no_label(z))
     x = self.trunk(x, c, None)
     modulation = layers.Linear(2 * self.width, kernel_init=zeros, dtype=dtype, name="modulation")(nn.silu(c))
     h = modulate(layer_norm(dtype)(x), *jnp.split(modulation, 2, axis=-1)).mean(axis=1)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from jaxdiff import errors
 from jaxdiff.errors import UserError
 from jaxdiff.models import layers
 from jaxdiff.types import Array, Cond
@@ -28,7 +29,14 @@ SIZES: dict[str, dict[str, int]] = {  # Table 1 of the paper; the first three ar
   "XL": {"width": 1152, "depth": 28, "heads": 16},
 }
 
-xavier = nn.initializers.xavier_uniform()
+quiet = nn.initializers.normal(0.02)
+# how the embedding starts -> its layers of the time, its table of labels.  With the paper's, time and label together are of order
+# 0.03, and a short run hardly hears them; "unit" is of order 1, as in a UNet.
+EMBEDDINGS: dict[str, tuple[layers.Init, layers.Init]] = {
+  "paper": (quiet, quiet),
+  "unit": (nn.initializers.lecun_normal(), nn.initializers.normal(1.0)),
+}
+
 zeros = nn.initializers.zeros
 
 
@@ -175,6 +183,7 @@ class DiT(nn.Module):
   depth: int = 12
   heads: int = 6
   mlp_ratio: float = 4.0
+  embedding_init: str = "paper"  # how time and label start: a name in EMBEDDINGS
   qk_norm: bool = False
   scan: bool = (
     False  # one compiled block, parameters stacked [depth, ...]: compiles faster, runs 20% slower on CPU
@@ -225,11 +234,14 @@ class DiT(nn.Module):
   @nn.nowrap
   def embedding(self) -> layers.Embedding:
     """The module that embeds time and label."""
+    kernel_init, table_init = EMBEDDINGS[self.embedding_init]
     return layers.Embedding(
       self.num_classes,
       256,
       self.width,
       guided=bool(self.guidance_range),
+      kernel_init=kernel_init,
+      table_init=table_init,
       dtype=layers.dtype(self.dtype),
       name="embedding",
     )
@@ -254,6 +266,8 @@ class DiT(nn.Module):
     layers.dtype(self.dtype)
     layers.check_attention(self.attention)
     layers.check_remat(self.remat)
+    if self.embedding_init not in EMBEDDINGS:
+      raise errors.unknown("embedding_init (config.model.embedding_init)", self.embedding_init, EMBEDDINGS)
     if self.width % self.heads:
       raise UserError(
         f"width {self.width} (config.model.width) is not divisible by {self.heads} heads (config.model.heads). "

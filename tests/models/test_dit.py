@@ -11,6 +11,7 @@ import pytest
 
 from jaxdiff.errors import UserError
 from jaxdiff.models import dit, layers
+from jaxdiff.types import Cond
 from tests.models import small
 
 COUNTS = {  # DESIGN.md: patch 8, 4, 2; 32x32x4, 1000 classes and the null class, learned sigma
@@ -54,6 +55,23 @@ def test_initialisation_is_the_papers():
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     name = jax.tree_util.keystr(path)
     assert leaf.any() != any(part in name for part in zero), name
+
+
+def test_time_and_label_are_of_one_order_where_short_runs_start_with_unit():
+  """The paper's start is thirty times as quiet."""
+  t, cond = jnp.linspace(0, 999, 64), Cond(label=jnp.arange(64) % 10)
+  for init, low, high in (("unit", 0.3, 2.0), ("paper", 0.01, 0.06)):
+    embedding = dit.DiT(width=128, embedding_init=init).embedding()
+    params = embedding.init(jax.random.key(0), t, cond)
+    both = embedding.apply(params, t, cond)
+    label = params["params"]["label"]["embedding"][cond.label]
+    assert low < (both - label).std() < high
+    assert low < label.std() < high
+
+
+def test_an_unknown_start_of_the_embedding_is_named():
+  with pytest.raises(UserError, match="'units'.*unit"):
+    small.fresh(small.DIT, embedding_init="units")
 
 
 def test_position_table_against_an_oracle():
