@@ -3,18 +3,22 @@
 python -m benchmarks.growth [--quick] [--out growth] [--width 384] [--tokens 64,256,1024,4096] [--batches 1,2,4,8,16]
 
 Writes growth.json and growth.png there.  A DiT's real train step on this machine's first device, one axis at a time; the fastest
-of a few steps.  Memory is what the compiler plans for the step (state, batch and what it keeps between), so that no depth has to
-fit; with config.model.remat blocks are computed again in the backward pass.  FLOPs are those of the formula in
-benchmarks/suite/flops.py: where time grows faster than they do, the device does worse, and where it grows slower, better.
+of a few steps.  FLOPs are those of the formula in benchmarks/suite/flops.py: where time grows faster than they do, the device does
+worse, and where it grows slower, better.  Memory is that of one device as --mode plan has it (state, batch and what the compiler
+plans for the step beside them, one image on each), so that no depth has to fit: with blocks kept or computed again in the backward
+pass (config.model.remat), and with the state split over four devices (config.parallel.fsdp), which the CPU passes for where they
+are not here.  Blocks are in a loop there (config.model.scan): elsewhere XLA:CPU undoes the computing again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,11 @@ from benchmarks.suite import flops, wheels
 from benchmarks.suite.cases import LATENTS, Case
 
 PATCH = 2  # pixels, so that 4 tokens are an image of 4x4
-PLANS = {f"remat {name}": f"model.remat={name}" for name in ("none", "dots", "full")}
+SHARED = 4  # devices, where they share a state
+# a curve -> (devices that share a state, config.model.remat)
+PLANS = {f"remat {name}": (1, name) for name in ("none", "dots", "full")} | {
+  f"fsdp over {SHARED}, remat {name}": (SHARED, name) for name in ("none", "full")
+}
 Point = dict[str, float]
 
 
@@ -31,7 +39,8 @@ def case(width: int, depth: int, tokens: int, batch_size: int, *changes: str) ->
   side = round(tokens**0.5)
   if side**2 != tokens:
     raise SystemExit(f"{tokens} tokens are no square. Use 64, 256, 1024 or 4096.")
-  model = LATENTS | {"patch_size": PATCH, "width": width, "depth": depth, "heads": max(1, width // 64)}
+  size = {"patch_size": PATCH, "width": width, "depth": depth, "heads": max(1, width // 64)}
+  model = LATENTS | size | {"scan": False}
   return Case("train", model, PATCH * side, batch_size, changes=changes)
 
 
@@ -48,26 +57,35 @@ def timed(what: Case, steps: int) -> Point:
   return {"seconds": min(seconds[1:]), "flops": flops.of_step(what)}
 
 
-def planned(what: Case) -> Point:
-  """Bytes that the compiler plans for a step."""
+def planned(width: int, tokens: int, depths: Sequence[int]) -> dict[str, dict[int, Point]]:
+  """Bytes of a device for each curve and depth.  Runs in a process of its own, whose CPU may pass for several devices."""
   from benchmarks.suite import ours
+  from jaxdiff import parallel, plan
 
-  _, facts = ours.compiled(what, lambda: ours.lowered(what))
-  return {"bytes": facts["planned_bytes"]}
+  available = plan.devices_for(SHARED)
+
+  def point(depth: int, devices: int, remat: str) -> Point:
+    changes = (f"model.remat={remat}", "model.scan=True", f"parallel.fsdp={devices}")
+    c = ours.config(case(width, depth, tokens, devices, *changes))
+    state, step = plan.abstract(c)
+    held = plan.state_bytes(state, parallel.shardings(c.parallel, devices, state))
+    batch = plan.abstract_batch(c, devices)
+    beside = plan.step_bytes(step, state, batch, available[:devices], devices)
+    return {"bytes": sum(held.values()) + plan.tree_bytes(batch) / devices + beside}
+
+  return {name: {depth: point(depth, *how) for depth in depths} for name, how in PLANS.items()}
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
   """Each curve as {x: point}."""
   width, depth, steps = flags.width, flags.depth, 1 if flags.quick else 5
   tokens, batches, depths = numbers(flags.tokens), numbers(flags.batches), numbers(flags.depths)
-  return {
+  found = {
     "tokens": {n: timed(case(width, depth, n, 1), steps) for n in tokens},
     "batch": {n: timed(case(width, depth, tokens[0], n), steps) for n in batches},
-    "depth": {
-      name: {n: planned(case(width, n, tokens[-1], 1, change)) for n in depths}
-      for name, change in PLANS.items()
-    },
   }
+  with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
+    return found | {"depth": other.submit(planned, width, tokens[-1], depths).result()}
 
 
 def numbers(text: str) -> list[int]:
@@ -94,7 +112,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
     panels[2].plot(
       [int(n) for n in curve], [point["bytes"] / 2**20 for point in curve.values()], "o-", label=name
     )
-  panels[2].set(xlabel="blocks", ylabel="MiB a step", ylim=(0, None))
+  panels[2].set(xlabel="blocks", ylabel="MiB of a device", ylim=(0, None))
   for panel in panels:
     panel.legend()
     panel.grid(alpha=0.3)

@@ -65,7 +65,7 @@ def make(config: Any) -> Plan:
   """
   count, budget, microbatches = config.plan.devices, config.plan.memory_gib * GIB, config.train.microbatches
   group = _checked_group(config)
-  devices = _devices(count if group > 1 else 1)
+  devices = devices_for(count if group > 1 else 1)
   compiled, remarks = _compilable(config, devices)
   size = config.train.batch_size
   state, _ = abstract(_changed(compiled, {"model.scan": config.model.get("scan")}))
@@ -246,8 +246,11 @@ def _checked_group(config: Any) -> int:
   return group
 
 
-def _devices(count: int) -> Sequence[jax.Device]:
-  """So many devices to compile for."""
+def devices_for(count: int) -> Sequence[jax.Device]:
+  """So many devices to compile for: those that are here, or else the CPU's, which passes for as many.
+
+  Raises UserError where XLA_FLAGS say that it passes for fewer. Has to run before the first JAX array.
+  """
   platform.simulate(count)
   here = jax.devices() if jax.device_count() >= count else jax.devices("cpu")
   if len(here) < count:
