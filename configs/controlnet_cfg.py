@@ -33,9 +33,11 @@ def get_config(preset: str = "") -> ConfigDict:
   c.control.label_dropout = 0.5  # share of examples without label, so that the hint is read
   c.control.hint_dropout = 0.0  # share of examples with an empty hint
   c.control.unlock_decoder = False  # train the decoder of a UNet too
-  # how hints are found in drawn images, to score these, as segmentation(onnx="FILE"); empty: as config.data.hint
+  # how hints are found in drawn images, to score these, as segmentation(onnx="FILE", scaling=unit); empty: as config.data.hint, by
+  # the source's own detector, or not at all where hints are maps that nothing finds in an image
   c.control.reader = ""
   base.short_run(c)
+  c.data.source = ""  # the base's
   c.data.heldout = "test"  # the hints of the pictures that are drawn while training
   c.sample.hint = "data"
   c.sample.num = 24
@@ -53,6 +55,7 @@ def hint(kind: str) -> Callable[[ConfigDict], None]:
 
 
 def fashion_mnist(c: ConfigDict) -> None:
+  base.fashion_mnist(c)
   c.data.hint = "canny"
   c.base.workdir = "checkpoints/dit_fashion_mnist"
   c.base.command = "python -m jaxdiff.main --config configs/dit_cfg.py:fashion_mnist"

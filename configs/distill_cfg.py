@@ -33,6 +33,7 @@ def get_config(preset: str = "") -> ConfigDict:
   # ... or a range, from which students take the scale as an input (config.sample.guidance); equal ends: they take none
   c.distill.guidance_range = (1.0, 1.0)
   base.short_run(c)
+  c.data.source = ""  # the teacher's
   c.diffusion.weighting = "truncated_snr"  # or uniform_v, uniform_eps
   c.optim.learning_rate = 3e-4
   c.optim.decay = "linear"  # to 0 within each round
@@ -53,6 +54,7 @@ def guided(c: ConfigDict) -> None:
 
 
 def fashion_mnist(c: ConfigDict) -> None:
+  base.fashion_mnist(c)
   c.teacher.workdir = "checkpoints/dit_fashion_mnist"
   c.teacher.command = "python -m jaxdiff.main --config configs/dit_cfg.py:fashion_mnist"
   c.distill.updates = 500

@@ -36,7 +36,8 @@ RANGES: dict[str, tuple[float, float]] = {
      "optim.clip_norm", "optim.skip_norm", "optim.max_bad_steps", "optim.ema_start_step", "model.num_classes"),
     (0, math.inf),
   ),
-  **dict.fromkeys(("optim.beta1", "optim.beta2", "optim.ema_decay", "diffusion.label_dropout"), (0, 1)),
+  **dict.fromkeys(("optim.beta1", "optim.beta2", "optim.ema_decay", "diffusion.label_dropout",
+                   "control.label_dropout", "control.hint_dropout"), (0, 1)),
   **dict.fromkeys(("seed", "sample.seed"), (0, 2**31 - 1)),
 }  # fmt: skip
 OF_ALL = ("task", "name", "model", "data")  # what every run's config has

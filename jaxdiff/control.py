@@ -6,6 +6,7 @@ Several branches of one base act together (config.sample.branches); each reads a
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +18,10 @@ import numpy as np
 from jaxdiff import configuration, data, runs
 from jaxdiff.data import pixels
 from jaxdiff.errors import UserError
-from jaxdiff.tasks import controlnet
+from jaxdiff.models.controlnet import num_controls
 from jaxdiff.types import Array, Cond, PyTree
+
+logger = logging.getLogger("jaxdiff")
 
 GUESS_DECAY = 0.825  # strength of a control over that of the next deeper one
 NEEDED_BY = {"hint": "", "hint_is_map": False, "control_scale": (1.0,), "branches": "", "guess": False}
@@ -54,6 +57,9 @@ def make(config: Any) -> Control:
   others = tuple(_params_of(config, path) for path in _others(s))
 
   def params(own: PyTree) -> PyTree:
+    own = (
+      own if any(s.control_scale) else {"control": own["control"]}
+    )  # without a decoder that was trained too
     return own | {"control": (own["control"], *(other["control"] for other in others))}
 
   def cond(label: Array, rows: PyTree, strengths: PyTree, params: PyTree) -> Cond:
@@ -155,6 +161,11 @@ def _config_of(config: Any, workdir: Path) -> Any:
     raise UserError(
       f"{name} is the branch of another network (config.model, config.control.blocks) than this run's."
     )
+  if own.control.unlock_decoder:
+    raise UserError(
+      f"{name} has a decoder of its own (config.control.unlock_decoder), of which there can be one. Draw with "
+      f"--workdir={workdir}, and name the other branches in config.sample.branches."
+    )
   return own
 
 
@@ -169,17 +180,28 @@ def _split(config: Any, hint: str) -> str | None:
 
 
 def source_of(config: Any, split: str) -> data.Source:
-  """A split of config's data, or what was trained on where it has no such split."""
-  where, skips = config.data.source, config.data.skip_unreadable
-  try:
-    return _opened(where, split, skips)
-  except data.NoSplit:
-    return _opened(where, config.data.split, skips)
+  """A split of config's data, or for config.data.heldout, which not all data have, what was trained on, which is told.
+
+  Raises UserError where another split is asked for that is not there.
+  """
+  d = config.data
+  return _opened(d.source, split, d.split if split == d.heldout else split, d.skip_unreadable)
 
 
 @functools.lru_cache(maxsize=2)  # a large folder is looked through once
-def _opened(where: str, split: str, skip_unreadable: bool) -> data.Source:
-  return data.load(where, split, skip_unreadable=skip_unreadable)
+def _opened(where: str, split: str, otherwise: str, skip_unreadable: bool) -> data.Source:
+  try:
+    return data.load(where, split, skip_unreadable=skip_unreadable)
+  except data.NoSplit:
+    if otherwise == split:
+      raise
+    logger.warning(
+      "%s has no split %r (config.data.heldout): hints are those of %r, which the branch learns from.",
+      where,
+      split,
+      otherwise,
+    )
+    return data.load(where, otherwise, skip_unreadable=skip_unreadable)
 
 
 def _files(hint: str) -> list[Path]:
@@ -197,6 +219,6 @@ def _scales(guess: bool, strength: Array, branch: PyTree, rows: int) -> Array:
 
   Source: Zhang et al. 2023, section 3.4 and their code ("guess mode": 0.825^(n - 1 - i) for control i of n).
   """
-  count = controlnet.num_controls(branch)
+  count = num_controls(branch)
   shape = GUESS_DECAY ** np.arange(count - 1, -1, -1) if guess else np.ones(count)
   return jnp.broadcast_to(strength * jnp.asarray(shape, jnp.float32), (rows, count))

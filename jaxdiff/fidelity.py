@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from jaxdiff.data.hints import maps
 from jaxdiff.errors import UserError
 from jaxdiff.scores.fidelity import FIDELITY
 from jaxdiff.tasks.controlnet import parse_hint
+
+logger = logging.getLogger("jaxdiff")
 
 OF_SOURCES = ("segmentation", "depth")  # hints that a source may have maps of, or a detector for
 Reader = Callable[[np.ndarray], np.ndarray]  # images u8[N,H,W,C] -> the hints found in them, u8[N,H,W,Ch]
@@ -43,6 +46,17 @@ def make(config: Any) -> Look:
     return {f"hint/{kind}": FIDELITY[kind](asked_of(number), reader(images))} if reader else {}
 
   return Look(tiles, numbers)
+
+
+def warn_if_blind(config: Any) -> None:
+  """Logs a warning where a branch's pictures cannot be scored, as their hints cannot be found in images."""
+  if config.task == "controlnet" and make_reader(config) is None:
+    logger.warning(
+      "How well pictures obey is not measured: nothing finds the hint %r in an image. Give a network that does, as "
+      "--config.control.reader='%s(onnx=\"FILE\", scaling=unit)'; python -m benchmarks.shapes_reader makes one for scenes.",
+      config.data.hint,
+      parse_hint(config.data.hint).name,
+    )
 
 
 def of_real_images(config: Any, number: np.ndarray) -> dict[str, float]:

@@ -115,6 +115,7 @@ def make_preview(
   label = preview_labels(config)
   visited, names = times(config, process.build_schedule(config.diffusion)), source.label_names
   look, number = fidelity.make(config), np.arange(len(label))
+  fidelity.warn_if_blind(config)
 
   def preview(state: Any, step: int, is_last: bool = False) -> Shown:
     images = draw(state, number, label)

@@ -101,10 +101,21 @@ def override(config: Any, arguments: list[str], is_settled: bool = False) -> Non
   configuration.override(config, [a for a in arguments if a.startswith(f"--config.{start.section}.")])
   given = _config_of(config, start)
   if not is_settled:
+    _refuse_other_data(config, given, start)
     _inherit(config, given, start)
   configuration.override(config, arguments)
   start.settle(config, given)
   _check(config, given, start)
+
+
+def _refuse_other_data(config: Any, given: Any, start: Start) -> None:
+  """Raises UserError where a config is for other images than the run's; a config without a source takes any."""
+  if config.data.source not in ("", given.data.source):
+    raise UserError(
+      f"the run in {config[start.section].workdir!r} (config.{start.section}.workdir) learnt from {given.data.source!r}, and this "
+      f"config is for {config.data.source!r} (config.data.source). Use one without a source, as configs/controlnet_cfg.py:canny "
+      f"or configs/distill_cfg.py, or another run: --config.{start.section}.workdir=DIR."
+    )
 
 
 def _inherit(config: Any, given: Any, start: Start) -> None:
@@ -142,7 +153,13 @@ def _config_of(config: Any, start: Start) -> Any:
       f"there is no run in {str(workdir)!r} (config.{name}.workdir) to start from. Make one with "
       f"`{config[name].command}`, or name another: --config.{name}.workdir=DIR."
     )
-  return configuration.of_run(workdir)
+  given = configuration.of_run(workdir)
+  if given.task != "denoise":
+    raise UserError(
+      f"the run in {str(workdir)!r} (config.{name}.workdir) is of the task {given.task!r}; a run of the task {config.task!r} starts "
+      f"from a denoiser. `{config[name].command}` makes one, and each round of a distillation in a folder of its own."
+    )
+  return given
 
 
 def _check(config: Any, given: Any, start: Start) -> None:

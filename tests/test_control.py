@@ -182,12 +182,35 @@ def test_guessing_guides_by_the_hint_without_a_label(opened, config):
     ({"hint": "data,data,data"}, "config.sample.hint has 3 values, but 1 branches act"),
     ({"control_scale": (1.0, 2.0)}, "config.sample.control_scale has 2 values, but 1 branches act"),
     ({"branches": "nowhere"}, "there is no run in 'nowhere'"),
+    ({"hint": "data:tset"}, "'digits' has one split, 'train', and no 'tset'"),
   ],
 )
 def test_a_hint_that_cannot_be_is_one_line(opened, config, settings, told):
   config.sample.update(settings)
   with pytest.raises(UserError, match=told):
     draws(opened, config)
+
+
+def test_hints_that_the_branch_learns_from_are_told(opened, config, caplog):
+  control._opened.cache_clear()
+  assert len(control.source_of(config, config.data.heldout)) == len(control.source_of(config, "train"))
+  assert "digits has no split 'test' (config.data.heldout): hints are those of 'train'" in caplog.text
+
+
+def test_a_further_branch_with_a_decoder_of_its_own_is_refused(opened, trained, config, tmp_path):
+  other = config.copy_and_resolve_references()
+  other.control.unlock_decoder = True
+  (tmp_path / "config.json").write_text(configuration.to_json(other))
+  config.sample.branches = str(tmp_path)
+  with pytest.raises(UserError, match="has a decoder of its own"):
+    draw.check(config)
+
+
+def test_strength_zero_leaves_out_a_decoder_that_was_trained_too(config):
+  own = {"control": {}, "unlocked": {}}
+  assert "unlocked" in control.make(config).params(own)
+  config.sample.control_scale = (0.0,)
+  assert "unlocked" not in control.make(config).params(own)
 
 
 def test_a_base_is_no_branch(opened, trained, config):
@@ -237,9 +260,11 @@ def test_drawing_by_a_picture_needs_no_data_set(trained, hint_files):
   ("hint", "maps", "is_read"),
   [("canny", "", True), ("segmentation", "", True), ("segmentation", "folder", False), ("depth", "", False)],
 )
-def test_a_reader_is_there_where_hints_can_be_found_in_images(config, hint, maps, is_read):
+def test_a_reader_is_there_where_hints_can_be_found_in_images(config, hint, maps, is_read, caplog):
   config.data.hint, config.data.hint_maps, config.data.source = hint, maps, "digits"
   assert (fidelity.make_reader(config) is not None) == is_read
+  fidelity.warn_if_blind(config)
+  assert (f"nothing finds the hint '{hint}' in an image" in caplog.text) != is_read
 
 
 def test_a_reader_of_another_hint_is_refused(config):

@@ -75,6 +75,23 @@ def test_a_base_that_is_not_there_is_told_with_the_command_that_makes_it(tmp_pat
     started(tmp_path / "none")
 
 
+@pytest.mark.parametrize("task", ["controlnet", "classifier", "distill"])
+def test_a_base_of_another_task_is_refused(base, tmp_path, task):
+  other = base[1].copy_and_resolve_references()
+  other.task = task
+  (tmp_path / "config.json").write_text(configuration.to_json(other))
+  with pytest.raises(
+    UserError, match=rf"\(config.base.workdir\) is of the task '{task}'; .* starts from a denoiser"
+  ):
+    started(tmp_path)
+
+
+def test_a_config_for_other_images_than_the_bases_is_refused(base):
+  c = configuration.load("configs/controlnet_cfg.py:fashion_mnist")
+  with pytest.raises(UserError, match="learnt from 'digits', and this config is for 'idx:"):
+    starts.override(c, [f"--config.base.workdir={base[0]}"])
+
+
 def test_tasks_that_start_from_nothing_are_left_alone():
   one, other = small.config("dit"), small.config("dit")
   starts.override(one, ["--config.model.width=48"])

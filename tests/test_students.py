@@ -162,10 +162,8 @@ def test_a_student_is_no_base_of_a_control_branch(distilled, tmp_path, capsys):
     f"--config.base.workdir={student}",
   ]
   assert main(arguments) == 2
-  assert (
-    "is a student of 2 steps" in (told := capsys.readouterr().err)
-    and "Train the branch on its teacher" in told
-  )
+  told = capsys.readouterr().err
+  assert "is a student of 2 steps" in told and "Train the branch on its teacher" in told
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from jaxdiff.models.unet import Encoder, UNet, conv
 from jaxdiff.types import Array, Cond, PyTree
 
 DECODER = ("decoder", "norm", "out")  # of a UNet's parameters: what comes after the controls
+ZERO = "zero_"  # what the names of the layers begin with that the controls come from
 HINT_WIDTHS = (16, 32)  # channels of a hint encoder's convolutions at the hint's own size
 
 
@@ -67,7 +68,7 @@ class UNetControl(UNet):
     skips, middle = self.half(Encoder, train, "encoder")(z, c, hint)
 
     def zero(h: Array, name: str) -> Array:
-      return conv(h.shape[-1], 1, dtype, f"zero_{name}", init=unet.zeros)(h)
+      return conv(h.shape[-1], 1, dtype, f"{ZERO}{name}", init=unet.zeros)(h)
 
     return tuple(zero(skip, str(i)) for i, skip in enumerate(skips)), zero(middle, "middle")
 
@@ -96,7 +97,7 @@ class DiTControl(DiT):
     controls = []
     for i in range(self.depth):
       x, _ = self.block(f"block_{i}")(x, c)
-      controls.append(layers.Linear(self.width, kernel_init=zeros, dtype=dtype, name=f"zero_{i}")(x))
+      controls.append(layers.Linear(self.width, kernel_init=zeros, dtype=dtype, name=f"{ZERO}{i}")(x))
     return tuple(controls)
 
 
@@ -115,11 +116,21 @@ def copied(branch: PyTree, base: PyTree) -> PyTree:
 
 
 def zero_norms(branch: PyTree) -> dict[str, Array]:
-  """The Euclidean norm of each layer that started at zero, by name: how far the branch has come to act.  f32[] each."""
-  names = [name for name in branch if name.startswith("zero_")]
+  """The Euclidean norm of each layer that started at zero: by name those of the controls, and `hint`, by which the hint comes in.
+
+  They tell how far the branch has come to act.  f32[] each.
+  """
+  layers = {name.removeprefix(ZERO): branch[name] for name in branch if name.startswith(ZERO)}
+  layers["hint"] = branch["hint"].get("out", branch["hint"])
   return {
-    name: jnp.sqrt(sum(jnp.sum(jnp.square(a)) for a in jax.tree.leaves(branch[name]))) for name in names
+    name: jnp.sqrt(sum(jnp.sum(jnp.square(a)) for a in jax.tree.leaves(layer)))
+    for name, layer in layers.items()
   }
+
+
+def num_controls(branch: PyTree) -> int:
+  """How many residuals a branch gives."""
+  return sum(name.startswith(ZERO) for name in branch)
 
 
 def halvings(hint: Array, size: int) -> int:

@@ -171,7 +171,7 @@ class DiT(nn.Module):
   none; residuals: up to `depth` arrays [B,N,D], the i-th added after block i (what a ControlNet gives).
   Returns f32[B,H,W,outputs channels], with learn_sigma channels more, the variance of the prediction.
   Raises: UserError where the patch size does not divide the image, or the heads the width.
-  Source: Peebles & Xie 2022, section 3; initialisation as in the paper's code.
+  Source: Peebles & Xie 2022, section 3; initialisation as in the paper's code, of time and label with embedding_init=paper.
   """
 
   num_classes: int = 10

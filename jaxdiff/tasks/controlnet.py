@@ -66,7 +66,7 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
   def loss(params: PyTree, state: ControlNetState, batch: Batch, key: Array) -> Any:
     value, metrics = task.loss(params, state, batch, key)
     norms = controlnet.zero_norms(params["control"])
-    return value, metrics | {f"zero/{name.removeprefix('zero_')}": norm for name, norm in norms.items()}
+    return value, metrics | {f"zero/{name}": norm for name, norm in norms.items()}
 
   return task._replace(loss=loss, adopt=adopt)
 
@@ -125,11 +125,6 @@ def _controls_of(
     a * s.astype(a.dtype).reshape(-1, *(1,) * (a.ndim - 1)) for a, s in zip(leaves, scales, strict=True)
   ]
   return jax.tree.unflatten(shape, scaled)
-
-
-def num_controls(params: PyTree) -> int:
-  """How many residuals a branch gives."""
-  return len(controlnet.zero_norms(params))
 
 
 def drop_hints(hint: Array, rate: float, key: Array, index: Array) -> Array:

@@ -68,7 +68,16 @@ def test_the_residuals_are_what_the_base_takes(name):
   residuals = jax.tree.leaves(jax.eval_shape(branch.apply, {"params": params}, *inputs))
   zeros = [name for name in params if name.startswith("zero_")]
   assert len(residuals) == len(zeros) == (BLOCKS if name == "dit" else 2 * 1 + 2 + 1)
-  assert set(controlnet.zero_norms(params)) == set(zeros)
+  assert controlnet.num_controls(params) == len(zeros)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_each_layer_that_starts_at_zero_has_a_norm(name):
+  """So that all of a fresh branch's are 0, and all of a moved one's are not."""
+  *_, params, _ = made(name)
+  fresh, moved = controlnet.zero_norms(params), controlnet.zero_norms(woken(params))
+  assert set(fresh) == {part.removeprefix("zero_") for part in params if part.startswith("zero_")} | {"hint"}
+  assert not any(fresh.values()) and all(moved.values())
 
 
 @pytest.mark.parametrize("name", BASES)
