@@ -5,14 +5,14 @@ python -m benchmarks.run --suite gpu
 python -m benchmarks.run --suite gpu --only dit_xl2_train --set model.attention=cudnn       (ours with another config)
 python -m benchmarks.run --suite cpu --list
 
-Writes benchmarks/results/<device>.json and the suite's table in docs/PERFORMANCE.md; with --quick or --set it only prints.
+Writes benchmarks/results/<device>.json and the suite's table in docs/PERFORMANCE.md; with --quick, --set or --rival, and on a CPU
+for the suite of GPUs, it only prints.
 What is missing here (a wheel, a rival, a device's memory) is told in a line and left out.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from typing import Any
@@ -38,7 +38,10 @@ def main() -> int:
   plan = measure.Plan(flags.suite, rounds, stay, tuple(flags.set), tuple(flags.rival))
   print(f"load of the machine before: {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores", flush=True)
   print("\n".join(report.head()), flush=True)
-  command = f"python -m benchmarks.run --suite {flags.suite}"
+  command = f"python -m benchmarks.run --suite {flags.suite}" + (
+    f" --rounds {flags.rounds}" if flags.rounds else ""
+  )
+  prints_only = flags.quick or flags.set or flags.rival
   failed = False
   for name, case in chosen.items():
     measured = measure.take_turns(plan, name)
@@ -50,9 +53,9 @@ def main() -> int:
     print(
       "\n".join([report.row(name, found[name]), *report.remarks(name, found[name], case, found)]), flush=True
     )
-    if not (flags.quick or flags.set):
-      path = report.write(flags.suite, measured.facts[measure.OURS]["device"], found, command)
-      report.put_into_page(flags.suite, report.table(json.loads(path.read_text()), cases))
+    facts = measured.facts[measure.OURS]
+    if not prints_only and (facts["platform"] == "cpu") == (flags.suite == "cpu"):
+      report.keep(flags.suite, facts["device"], found, command, cases)
   return int(failed)
 
 
@@ -93,7 +96,7 @@ def contest(case: Case, contestant: str) -> Any:
   from benchmarks.suite import ours
 
   runner = ours.make(case) if contestant == measure.OURS else ours.bare_step(case)
-  return runner._replace(facts=runner.facts | {"device": report.device()})
+  return runner._replace(facts=runner.facts | report.device())
 
 
 def parse() -> argparse.Namespace:
@@ -101,7 +104,7 @@ def parse() -> argparse.Namespace:
   parser.add_argument("--suite", choices=SUITES, required=True)
   parser.add_argument("--only", action="append", metavar="NAME", help="only this case (may be repeated)")
   parser.add_argument("--rounds", type=int, help="by default 7, on a GPU 3 of 5 measurements each")
-  parser.add_argument("--quick", action="store_true", help="2 rounds, and nothing is written")
+  parser.add_argument("--quick", action="store_true", help="2 rounds, and it only prints")
   parser.add_argument(
     "--set", action="append", default=[], metavar="KEY=VALUE", help="of our config, as model.remat=full"
   )

@@ -1,8 +1,12 @@
-"""Every case of benchmarks.run at a tiny size, in this process; its counting of FLOPs; its files. No times are asserted."""
+"""Each kind of work of benchmarks.run on each kind of network, at a tiny size; its counting of FLOPs; its turns; its files.
+
+No times are asserted.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -20,7 +24,12 @@ ALL = {f"{suite}/{name}": case for suite, of_suite in cases.SUITES.items() for n
 NETWORKS = (
   "gpu/dit_xl2_train", "gpu/adm64_train", "cpu/control_train", "gpu/distill_train", "cpu/nano_sample_1", "gpu/unet_sample",
 )  # fmt: skip
-AROUND = ("cpu/data", "cpu/loop", "cpu/checkpoint")
+# and what is around networks, with what is told of it
+AROUND = {
+  "cpu/data": r"[0-9.,]+ times as many images as unet_train takes",
+  "cpu/loop": r"beside the bare step the loop costs -?[0-9.]+%",
+  "cpu/checkpoint": r"MiB; the loop waits for \d+ ms",
+}
 
 
 SIZES = {
@@ -43,7 +52,7 @@ def test_every_case_is_like_one_that_is_run_here():
 
 
 def tiny(name):
-  return cases.tiny(ALL[name])._replace(eats="")
+  return cases.tiny(ALL[name])
 
 
 def measured(case, contestant, rows):
@@ -63,7 +72,7 @@ def check(case, rivals, rows=2):
   found = measure.Measured(
     {name: facts for name, (facts, _) in both.items()},
     {name: taken for name, (_, taken) in both.items()},
-    {"torch.compile": "not tried"},
+    {},
   )
   figures = report.summary(case, found)
   assert figures["images_per_s"] > 0 and set(figures["ratios"]) == set(contestants) - {measure.OURS}
@@ -79,7 +88,9 @@ def test_networks(name):
   figures = check(tiny(name), rivals=("torch",))
   assert 0 < figures["mfu"] and figures["flops_formula"] > 0
   numbers = {facts["parameters"] for facts in figures["facts"].values()}
-  assert len(numbers) == 1  # so the rival has as many
+  assert len(numbers) == 1 and len(figures["facts"]) == 1 + (
+    "torch" in figures["ratios"]
+  )  # a rival has as many
 
 
 @pytest.mark.slow
@@ -87,7 +98,8 @@ def test_networks(name):
 def test_what_is_around_the_networks(name):
   case = tiny(name)
   figures = check(case, rivals=("bare step", "torch.save"), rows=1)
-  assert report.remarks("a_case", figures, case, {})
+  (said,) = report.remarks("a_case", figures, case, {case.eats: {"images_per_s": 1.0}})
+  assert re.search(AROUND[name], said)
 
 
 @pytest.mark.slow
@@ -96,11 +108,6 @@ def test_diffusers_networks(name):
   pytest.importorskip("diffusers")
   facts, _ = measured(cases.tiny(cases.CPU[name])._replace(batch_size=2), "diffusers", rows=1)
   assert facts["parameters"] > 1000
-
-
-def test_sizes_are_those_of_the_models():
-  ours = {"nano": cases.NANO, "tiny": cases.TINY, "S": cases.SMALL, "B": cases.BASE, "L": cases.LARGE}
-  assert ours | {"XL": cases.XLARGE, "mini": dit.SIZES["mini"]} == dit.SIZES
 
 
 def test_the_formula_is_the_papers():
@@ -112,15 +119,18 @@ def test_the_formula_is_the_papers():
 
 
 @pytest.mark.parametrize(
-  "name", ["dit_s4_train", "unet_train", "control_train", "distill_train", "dit_s4_sample_1"]
-)
+  "name",
+  [
+    "cpu/dit_s4_train", "cpu/unet_train", "gpu/adm64_train", "cpu/control_train", "cpu/distill_train", "cpu/dit_s4_sample_1",
+  ],
+)  # fmt: skip
 def test_formula_and_compiler_agree(name):
   """On the program as it is given to the compiler, which takes no compiling; a convolution's taps outside do not count."""
   from benchmarks.suite import ours
 
-  case = cases.CPU[name]
-  if case.model["name"] == "dit":
-    case = case._replace(model=case.model | {"depth": 4})
+  case = ALL[name]
+  smaller = {"depth": 4} if case.model["name"] == "dit" else {"num_blocks": 1}
+  case = case._replace(model=case.model | smaller, batch_size=min(case.batch_size, 16), dtype="float32")
   assert flops.of_step(case) == pytest.approx(counted(ours.lowered(case)), rel=flops.TOLERANCE)
 
 
@@ -130,6 +140,76 @@ def test_a_difference_is_explained():
   assert "libraries" in flops.difference(100, 10, 101, "")
   assert flops.difference(100, 110, 110, "narrow") == "narrow"
   assert "1.20 times" in flops.difference(100, 120, 120, "")
+
+
+CONTESTANT = """
+import sys
+from benchmarks.suite import measure
+from benchmarks.suite.runner import Runner
+
+name, left = sys.argv[1], [5 if sys.argv[1] == "diffusers" else 1000]
+
+def run():
+  left[0] -= 1
+  if not left[0]:
+    sys.exit("the machine is on fire")
+  return {}
+
+measure.serve(Runner(run, {"name": name}, memory=lambda: 7), 1, sys.stdout)
+"""
+
+
+@pytest.mark.parametrize("stay", [True, False])
+def test_contestants_take_turns_and_one_that_dies_is_left_out_with_its_reason(stay, monkeypatch):
+  monkeypatch.setattr(measure, "PAUSE", 0.0)
+  monkeypatch.setattr(measure, "command", lambda plan, case, name: [sys.executable, "-c", CONTESTANT, name])
+  plan = measure.Plan("cpu", 3, stay, rivals=("torch", "diffusers"))
+  facts, rows, absent = measure.take_turns(plan, "dit_s4_train")
+  assert absent == {"diffusers": "the machine is on fire"}
+  assert facts == {"jaxdiff": {"name": "jaxdiff"}, "torch": {"name": "torch"}}
+  assert {name: len(taken) for name, taken in rows.items()} == dict.fromkeys(
+    facts, 3 if stay else 3 * measure.IN_A_ROW
+  )
+  assert all(row["memory"] == 7 and row["seconds"] > 0 for taken in rows.values() for row in taken)
+
+
+def test_a_case_keeps_the_command_and_the_versions_it_is_of(tmp_path, monkeypatch):
+  found = {"date": "2026-01-02"}
+  report.write("cpu", "A CPU", {"one": found}, "first", tmp_path)
+  monkeypatch.setattr(report, "versions", lambda: {"jax": "9.9"})
+  kept = json.loads(report.write("cpu", "A CPU", {"other": found}, "second", tmp_path).read_text())["cases"]
+  assert (kept["one"]["command"], kept["other"]["command"]) == ("first", "second")
+  assert kept["one"]["versions"] != kept["other"]["versions"] == {"jax": "9.9"}
+
+
+def test_another_suites_results_are_not_lost(tmp_path):
+  path = report.write("cpu", "A CPU", {"one": {}}, "command", tmp_path)
+  before = path.read_text()
+  with pytest.raises(SystemExit, match="holds the results of the suite cpu"):
+    report.write("gpu", "A CPU", {"two": {}}, "command", tmp_path)
+  assert path.read_text() == before
+
+
+@pytest.mark.parametrize(
+  ("suite", "platform", "flags", "writes"),
+  [
+    ("cpu", "cpu", [], True), ("cpu", "cpu", ["--rival", "torch"], False), ("cpu", "cpu", ["--quick"], False),
+    ("gpu", "cpu", [], False), ("gpu", "gpu", [], True), ("gpu", "gpu", ["--set", "model.remat=full"], False),
+  ],
+)  # fmt: skip
+def test_what_is_not_the_whole_of_a_case_on_its_machine_is_only_printed(
+  suite, platform, flags, writes, monkeypatch
+):
+  facts = {"jaxdiff": {"device": "A device", "platform": platform}}
+  row = {"seconds": 1.0, "memory": 1}
+  monkeypatch.setattr(
+    measure, "take_turns", lambda plan, name: measure.Measured(facts, {"jaxdiff": [row]}, {})
+  )
+  written = []
+  monkeypatch.setattr(report, "keep", lambda *args: written.append(args))
+  monkeypatch.setattr(sys, "argv", ["run", "--suite", suite, "--only", "dit_s4_train", *flags])
+  assert run.main() == 0
+  assert bool(written) == writes
 
 
 def test_results_are_kept_by_device_and_put_between_markers(tmp_path):

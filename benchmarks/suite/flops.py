@@ -60,7 +60,6 @@ def control(case: Case) -> float:
 
 PER_IMAGE = {
   "train": lambda case: total(network(case), TRAINED),
-  "loop": lambda case: total(network(case), TRAINED),
   "control": control,
   # the student's step, and two steps of its teacher
   "distill": lambda case: total(network(case), TRAINED) + 2 * total(network(case), FORWARD),

@@ -59,20 +59,8 @@ class Worker:
   def __init__(self, plan: Plan, case: str, name: str, env: Mapping[str, str]):
     # A file: a pipe that nobody reads would fill up.
     self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - close() closes it
-    command = [
-      sys.executable,
-      "-m",
-      "benchmarks.run",
-      "--suite",
-      plan.suite,
-      "--only",
-      case,
-      "--worker",
-      name,
-    ]
-    command += [f"--set={change}" for change in plan.changes]
     self._process = subprocess.Popen(
-      command,
+      command(plan, case, name),
       cwd=ROOT,
       env=dict(env),
       text=True,
@@ -134,6 +122,12 @@ def serve(runner: Runner, runs: int, out: Any) -> None:
   print(json.dumps(next(said)), file=out, flush=True)
   for _ in sys.stdin:
     print(json.dumps(next(said)), file=out, flush=True)
+
+
+def command(plan: Plan, case: str, name: str) -> list[str]:
+  """What runs a contestant."""
+  worker = ["--suite", plan.suite, "--only", case, "--worker", name]
+  return [sys.executable, "-m", "benchmarks.run", *worker, *(f"--set={change}" for change in plan.changes)]
 
 
 def take_turns(plan: Plan, name: str) -> Measured:

@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ def summary(case: Case, measured: Measured) -> dict[str, Any]:
     "ratios": {name: quartiles(ratios(seconds, name)) for name in seconds if name != OURS},
     "absent": measured.absent,
     "facts": measured.facts,
-    "memory": {name: max(row["memory"] for row in taken) for name, taken in measured.rows.items()},
+    # the peak so far, before the products of matrices between the measurements
+    "memory": {name: taken[0]["memory"] for name, taken in measured.rows.items()},
   }
   if formula:
     found |= {"flops_formula": formula, "flops_compiled": compiler, "flops_lowered": lowered}
@@ -65,14 +66,13 @@ def summary(case: Case, measured: Measured) -> dict[str, Any]:
   return found | {name: quartiles([row[name] for row in rows]) for name in sorted(extra)}
 
 
-def device() -> str:
-  """What computes: the first accelerator's name, or the processor's and its number of cores."""
+def device() -> dict[str, str]:
+  """What computes, `device`: the first accelerator's name, or the processor's and its number of cores; and its `platform`."""
   import jax
 
   found = jax.devices()[0]
-  if found.platform != "cpu":
-    return found.device_kind
-  return f"{processor()}, {os.cpu_count()} cores"
+  name = found.device_kind if found.platform != "cpu" else f"{processor()}, {os.cpu_count()} cores"
+  return {"device": name, "platform": found.platform}
 
 
 def processor() -> str:
@@ -94,14 +94,24 @@ def versions() -> dict[str, str]:
   return found
 
 
+def keep(suite: str, on: str, found: Mapping[str, Any], command: str, order: Mapping[str, Case]) -> None:
+  """Puts cases into the device's file and the suite's table of the page."""
+  path = write(suite, on, found, command)
+  put_into_page(suite, table(json.loads(path.read_text()), order))
+
+
 def write(suite: str, on: str, cases: Mapping[str, Any], command: str, folder: Path = RESULTS) -> Path:
-  """Puts cases into the device's file, beside those it already has."""
+  """Puts cases into the device's file, beside those it already has, each with the command and the versions it is of."""
   path = folder / f"{re.sub('[^a-z0-9]+', '_', on.lower()).strip('_')}.json"
   kept = json.loads(path.read_text()) if path.is_file() else {}
-  before = kept.get("cases", {}) if kept.get("suite") == suite else {}
-  whole = {"device": on, "suite": suite, "command": command, "versions": versions()}
+  if kept.get("suite", suite) != suite:
+    raise SystemExit(
+      f"{path} holds the results of the suite {kept['suite']} on this device. Move it away first."
+    )
+  whole = {"device": on, "suite": suite}
+  new = {name: found | {"command": command, "versions": versions()} for name, found in cases.items()}
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(whole | {"cases": before | dict(cases)}, indent=1) + "\n")
+  path.write_text(json.dumps(whole | {"cases": kept.get("cases", {}) | new}, indent=1) + "\n")
   return path
 
 
@@ -109,14 +119,21 @@ def table(result: Mapping[str, Any], order: Mapping[str, Case]) -> str:
   """A device's results in Markdown: what was measured with what, a row for each case, what the rows need said."""
   cases = {name: result["cases"][name] for name in order if name in result["cases"]}
   dates = sorted({found["date"] for found in cases.values()})
-  said = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+  said = distinct(
+    ", ".join(f"{name} {version}" for name, version in c["versions"].items()) for c in cases.values()
+  )
+  commands = distinct(f"`{c['command']}`" for c in cases.values())
   when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-  lines = [f"{result['device']}; {when}; {said}; `{result['command']}`.", "", *head()]
+  lines = [f"{result['device']}; {when}; {'; '.join(said)}; {', '.join(commands)}.", "", *head()]
   notes = []
   for name, found in cases.items():
     lines.append(row(name, found))
     notes += remarks(name, found, order[name], cases)
   return "\n".join([*lines, *([""] if notes else []), *(f"- {note}" for note in notes)])
+
+
+def distinct(texts: Iterable[str]) -> list[str]:
+  return list(dict.fromkeys(texts))
 
 
 def head() -> list[str]:
