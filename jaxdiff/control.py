@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff import configuration, data, runs
+from jaxdiff import configuration, data, distributed, optim, runs
 from jaxdiff.data import pixels
 from jaxdiff.errors import UserError
 from jaxdiff.models.controlnet import num_controls
@@ -23,6 +23,7 @@ from jaxdiff.types import Array, Cond, PyTree
 
 logger = logging.getLogger("jaxdiff")
 
+ROUNDING = 2**-7  # of a base's values, where one of two branches was exported in half precision
 GUESS_DECAY = 0.825  # strength of a control over that of the next deeper one
 NEEDED_BY = {"hint": "", "hint_is_map": False, "control_scale": (1.0,), "branches": "", "guess": False}
 
@@ -32,8 +33,8 @@ class Control(NamedTuple):
 
   # numbers of images -> the hint of each branch, u8[B,S,S,Ch]
   rows: Callable[[np.ndarray], PyTree] = lambda number: ()
-  # a run's parameters -> those of all branches
-  params: Callable[[PyTree], PyTree] = lambda params: params
+  # (a run's state, its parameters) -> those of all branches
+  params: Callable[[Any, PyTree], PyTree] = lambda state, params: params
   # of each branch, as config.sample says now
   strengths: Callable[[], PyTree] = lambda: ()
   # (label, rows, strengths, params), inside what is compiled
@@ -54,13 +55,17 @@ def make(config: Any) -> Control:
   s = config.sample
   branches = _branches(config)
   sources = [make_hints(config, branch) for branch in branches]
-  others = tuple(_params_of(config, path) for path in _others(s))
+  further = {path: _on_host(config, path) for path in _others(s)}
+  others = tuple(jax.tree.map(jnp.asarray, control) for control, _ in further.values())
+  unchecked = {path: base for path, (_, base) in further.items()}
+  del further
 
-  def params(own: PyTree) -> PyTree:
-    own = (
-      own if any(s.control_scale) else {"control": own["control"]}
-    )  # without a decoder that was trained too
-    return own | {"control": (own["control"], *(other["control"] for other in others))}
+  def params(state: Any, own: PyTree) -> PyTree:
+    while unchecked:
+      _check_base(state.base_params, *unchecked.popitem())
+    # At strength 0 without a decoder that was trained too: what is drawn is the base's.
+    own = own if any(s.control_scale) else {"control": own["control"]}
+    return own | {"control": (own["control"], *others)}
 
   def cond(label: Array, rows: PyTree, strengths: PyTree, params: PyTree) -> Cond:
     scales = zip(strengths, params["control"], strict=True)
@@ -169,8 +174,24 @@ def _config_of(config: Any, workdir: Path) -> Any:
   return own
 
 
-def _params_of(config: Any, workdir: Path) -> PyTree:
-  return jax.tree.map(jnp.asarray, runs.averaged_params(_config_of(config, workdir), workdir))
+def _on_host(config: Any, workdir: Path) -> tuple[PyTree, PyTree]:
+  """(parameters, those of its base) of a further branch."""
+  state = runs.restore(_config_of(config, workdir), workdir, runs.one_device()).state
+  return jax.tree.map(np.asarray, (optim.ema_params(state)["control"], state.base_params))
+
+
+def _check_base(ours: PyTree, workdir: Path, base: PyTree) -> None:
+  """Raises UserError where a further branch was trained on another base; rounding to half precision makes no other one."""
+
+  def is_same(one: jax.Array, other: np.ndarray) -> bool:
+    values = distributed.to_host(one)
+    return bool(np.abs(values - other).max() <= ROUNDING * np.abs(values).max())
+
+  if not jax.tree.all(jax.tree.map(is_same, ours, base)):
+    raise UserError(
+      f"{str(workdir)!r} (config.sample.branches) is a branch on another base than this run's, which what it adds would not "
+      "suit. Name branches that were trained on the same one."
+    )
 
 
 def _split(config: Any, hint: str) -> str | None:

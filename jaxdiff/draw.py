@@ -154,7 +154,7 @@ def make_draw(config: Any, task: Task, place: Callable[[PyTree], PyTree]) -> Dra
   solve = jax.jit(solve, static_argnames="record")
 
   def draw(state: Any, index: np.ndarray, label: np.ndarray, record: bool = False) -> np.ndarray:
-    params = asked.params(optim.ema_params(state) if s.ema else state.params)
+    params = asked.params(state, optim.ema_params(state) if s.ema else state.params)
     rows = place(
       {"index": index.astype(np.uint32), "label": label.astype(np.int32), "hint": asked.rows(index)}
     )

@@ -206,11 +206,22 @@ def test_a_further_branch_with_a_decoder_of_its_own_is_refused(opened, trained, 
     draw.check(config)
 
 
+def test_a_branch_on_another_base_is_refused(opened, trained, config):
+  _, task, state = opened
+  config.sample.branches = str(trained[0])
+  other = state.replace(base_params=jax.tree.map(lambda a: 1.1 * a, state.base_params))
+  with pytest.raises(UserError, match=r"\(config.sample.branches\) is a branch on another base"):
+    draws((config, task, other), config)
+  half = lambda a: a.astype(np.float16).astype(np.float32)
+  rounded = state.replace(base_params=jax.tree.map(half, state.base_params))
+  assert draws((config, task, rounded), config).any()
+
+
 def test_strength_zero_leaves_out_a_decoder_that_was_trained_too(config):
   own = {"control": {}, "unlocked": {}}
-  assert "unlocked" in control.make(config).params(own)
+  assert "unlocked" in control.make(config).params(None, own)
   config.sample.control_scale = (0.0,)
-  assert "unlocked" not in control.make(config).params(own)
+  assert "unlocked" not in control.make(config).params(None, own)
 
 
 def test_a_base_is_no_branch(opened, trained, config):
