@@ -55,10 +55,11 @@ def make(config: Any) -> Control:
   s = config.sample
   branches = _branches(config)
   sources = [make_hints(config, branch) for branch in branches]
-  further = {path: _on_host(config, path) for path in _others(s)}
-  others = tuple(jax.tree.map(jnp.asarray, control) for control, _ in further.values())
-  unchecked = {path: base for path, (_, base) in further.items()}
-  del further
+  others: tuple[PyTree, ...] = ()
+  unchecked: dict[Path, PyTree] = {}  # bases, of which one is enough where a branch acts twice
+  for path in _others(s):
+    control, unchecked[path] = _on_host(config, path)
+    others += (jax.tree.map(jnp.asarray, control),)
 
   def params(state: Any, own: PyTree) -> PyTree:
     while unchecked:
@@ -222,7 +223,7 @@ def _opened(where: str, split: str, otherwise: str, skip_unreadable: bool) -> da
       split,
       otherwise,
     )
-    return data.load(where, otherwise, skip_unreadable=skip_unreadable)
+    return _opened(where, otherwise, otherwise, skip_unreadable)
 
 
 def _files(hint: str) -> list[Path]:

@@ -195,6 +195,7 @@ def test_hints_that_the_branch_learns_from_are_told(opened, config, caplog):
   control._opened.cache_clear()
   assert len(control.source_of(config, config.data.heldout)) == len(control.source_of(config, "train"))
   assert "digits has no split 'test' (config.data.heldout): hints are those of 'train'" in caplog.text
+  assert control.source_of(config, config.data.heldout) is control.source_of(config, "train")
 
 
 def test_a_further_branch_with_a_decoder_of_its_own_is_refused(opened, trained, config, tmp_path):
@@ -204,6 +205,12 @@ def test_a_further_branch_with_a_decoder_of_its_own_is_refused(opened, trained, 
   config.sample.branches = str(tmp_path)
   with pytest.raises(UserError, match="has a decoder of its own"):
     draw.check(config)
+
+
+def test_one_branch_may_act_twice_by_two_hints(opened, trained, config):
+  whole = draws(opened, config)
+  config.sample.branches, config.sample.control_scale = f"{trained[0]},{trained[0]}", (0.5, 0.25, 0.25)
+  assert np.abs(draws(opened, config).astype(int) - whole).max() <= 1
 
 
 def test_a_branch_on_another_base_is_refused(opened, trained, config):
