@@ -5,7 +5,6 @@ Where ml_collections is missing, wheels.stand_in comes before the import of this
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import json
@@ -123,20 +122,12 @@ def drawing(case: Case, task: Any) -> Any:
 
 
 def compiled(case: Case, lower: Callable[[], jax.stages.Lowered]) -> tuple[Any, dict[str, Any]]:
-  """(what a program compiles to, facts): the seconds that took, FLOPs and bytes by the compiler's account."""
+  """(what a program compiles to, facts): the seconds that took, FLOPs by the compiler's account."""
   start = time.perf_counter()
   given = lower()
   program = given.compile()
   facts: dict[str, Any] = {"compile_s": time.perf_counter() - start}
   facts |= {"flops_lowered": count(given, *abstract(case)), "flops_compiled": counted(program)}
-  with contextlib.suppress(NotImplementedError, RuntimeError, AttributeError):
-    plan = program.memory_analysis()
-    facts["planned_bytes"] = (
-      plan.temp_size_in_bytes
-      + plan.argument_size_in_bytes
-      + plan.output_size_in_bytes
-      - plan.alias_size_in_bytes
-    )
   return program, facts
 
 
