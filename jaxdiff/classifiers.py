@@ -11,16 +11,19 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff import configuration, runs
-from jaxdiff.errors import UserError, unknown
+from jaxdiff.errors import UserError, first_line, unknown
 from jaxdiff.tasks import classifier, process
-from jaxdiff.types import Array, PyTree
+from jaxdiff.types import NULL_LABEL, Array, PyTree
 
 SEES = ("auto", "z", "x")
 EXAMPLE = 2  # images on which a user's function is tried
 
 
 class Classifier(NamedTuple):
-  """A function (params, z, t, label) -> log p(label | z_t), f32[B], its parameters, and what it is to be shown."""
+  """A function (params, z, t, label) -> log p(label | z_t), f32[B], its parameters, and what it is to be shown.
+
+  Without a label (NULL_LABEL) it is the log of a certainty, 0, which steers nowhere; functions of the user's get the label as it is.
+  """
 
   log_prob: Callable[[PyTree, Array, Array, Array], Array]
   params: PyTree
@@ -49,12 +52,13 @@ def load(config: Any) -> Classifier:
   own = _steering_config(s)
   # Through the host, so that they go wherever the rows to draw lie.
   params = jax.tree.map(jnp.asarray, runs.averaged_params(own, _workdir(s)))
-  sees_x = _is_clean(own) if s.classifier_sees == "auto" else s.classifier_sees == "x"
+  sees_x = process.is_clean(own.diffusion) if s.classifier_sees == "auto" else s.classifier_sees == "x"
   foreign = None if sees_x or _same_schedule(own, config) else process.build_schedule(config.diffusion)
   log_probs = classifier.make_log_probs(own, noised_by=foreign)
 
   def log_prob(params: PyTree, z: Array, t: Array, label: Array) -> Array:
-    return jnp.take_along_axis(log_probs(params, z, t), label[:, None], axis=1)[:, 0]
+    asked = jnp.take_along_axis(log_probs(params, z, t), jnp.maximum(label, 0)[:, None], axis=1)[:, 0]
+    return jnp.where(label == NULL_LABEL, 0.0, asked)
 
   return Classifier(log_prob, params, sees_x)
 
@@ -84,16 +88,12 @@ def _workdir(s: Any) -> Path:
 
 def _steering_config(s: Any) -> Any:
   own = read_config(_workdir(s), "config.sample.classifier")
-  if s.classifier_sees == "z" and _is_clean(own):
+  if s.classifier_sees == "z" and process.is_clean(own.diffusion):
     raise UserError(
       f"{s.classifier!r} (config.sample.classifier) was trained on clean images alone and cannot be shown z. "
       "Use --config.sample.classifier_sees=x."
     )
   return own
-
-
-def _is_clean(own: Any) -> bool:
-  return own.diffusion.time_density == "clean"
 
 
 def _same_schedule(one: Any, other: Any) -> bool:
@@ -141,9 +141,8 @@ def _try(function: Callable[[Array, Array, Array], Array], config: Any) -> None:
   try:
     said = jax.eval_shape(function, z, t, label)
   except Exception as error:
-    reason = (str(error).splitlines() or [""])[0]
     raise UserError(
-      f"{spec!r} (config.sample.classifier) failed with {type(error).__name__}: {reason}. It must {wanted}."
+      f"{spec!r} (config.sample.classifier) failed with {type(error).__name__}: {first_line(error)}. It must {wanted}."
     ) from error
   if getattr(said, "shape", None) != (EXAMPLE,):
     shape = getattr(said, "shape", type(said).__name__)

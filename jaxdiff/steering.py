@@ -84,6 +84,11 @@ def check(config: Any) -> None:
       f"guidance {s.guidance:g} (config.sample.guidance) is outside what this student has learned, {scales[0]:g} to "
       f"{scales[-1]:g}."
     )
+  for key, off in (("guidance_interval", ALWAYS), ("guidance_rescale", 0.0)) if scales else ():
+    if s[key] != off:
+      raise UserError(
+        f"config.sample.{key} is {s[key]!r}; this student has learned guidance itself, over all of its steps. Use {off!r}."
+      )
   if is_guided(s) and not is_labelled(config):
     raise UserError(
       f"guidance {s.guidance:g} (config.sample.guidance) needs a model that has seen labels; this one has not "

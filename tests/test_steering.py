@@ -2,6 +2,7 @@
 
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -163,6 +164,28 @@ def test_what_is_left_to_the_model_alone_is_its_own_prediction():
   own = lambda z, t, cond: Prediction(z, z)
   steer = steering.make(config, None)
   assert steer.wrap(own, steer.values()) is own
+
+
+@pytest.mark.parametrize("setting", ["guidance_interval=0.2,5", "guidance_rescale=0.7"])
+def test_what_a_guided_student_cannot_do_is_told(setting):
+  config = small.config("dit")
+  with config.unlocked():
+    config.model.guidance_range = (1.0, 4.0)
+  draw.check(config)
+  configuration.override(config, [f"--config.sample.{setting}"])
+  with pytest.raises(UserError, match="this student has learned guidance itself, over all of its steps"):
+    draw.check(config)
+
+
+@pytest.mark.parametrize("kind", ["noised", "clean"])
+def test_without_a_label_a_classifier_steers_nowhere(folders, kind):
+  config = small.config("dit", "sample.guidance=0", f"sample.classifier={folders[kind]}")
+  judge = classifiers.load(config)
+  z, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.full(2, 0.0 if judge.sees_x else 0.3)
+  slope = jax.grad(lambda z, label: jnp.sum(judge.log_prob(judge.params, z, t, label)))
+  assert not np.any(slope(z, jnp.full(2, NULL_LABEL)))
+  mixed, both = slope(z, jnp.array([NULL_LABEL, 9])), slope(z, jnp.array([9, 9]))
+  assert not np.any(mixed[0]) and np.any(both[0]) and (mixed[1] == both[1]).all()
 
 
 BAD = {

@@ -39,7 +39,7 @@ def build(diffusion: Any) -> Process:
     )
   weighting = configuration.build(diffusion.weighting, losses.WEIGHTINGS, "weighting")
   draw_time = build_time_density(diffusion)
-  if diffusion.time_density == "clean":
+  if is_clean(diffusion):
     raise UserError(
       "the time density 'clean' (config.diffusion.time_density) has no noise to predict; it is for classifiers. Use uniform."
     )
@@ -49,6 +49,11 @@ def build(diffusion: Any) -> Process:
 def build_time_density(diffusion: Any) -> losses.TimeDensity:
   """Where along t config.diffusion has a task learn.  Raises UserError for an unknown density."""
   return configuration.build(diffusion.time_density, losses.TIME_DENSITIES, "time density")
+
+
+def is_clean(diffusion: Any) -> bool:
+  """Whether config.diffusion has a task learn from images without noise alone."""
+  return configuration.parse_call(diffusion.time_density, losses.TIME_DENSITIES, "time density")[0] == "clean"
 
 
 class Noised(NamedTuple):

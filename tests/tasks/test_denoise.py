@@ -95,6 +95,8 @@ def test_unknown_names_in_a_config_are_told():
       "diffusion.schedule=linear(num_steps=15)",
       "a table needs 2 steps or more, and each of its betas between 0 and 1",
     ),
+    ("diffusion.time_density=clean", "has no noise to predict; it is for classifiers. Use uniform."),
+    ("diffusion.time_density=clean()", "has no noise to predict; it is for classifiers. Use uniform."),
     ("diffusion.time_density=logit_norm", "unknown time density 'logit_norm'. Did you mean 'logit_normal'"),
     ("task=denois", "unknown task 'denois'. Did you mean 'denoise'"),
   ):
