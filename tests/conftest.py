@@ -1,6 +1,6 @@
 """Four simulated devices for every test in this process; tests of what a user sees start subprocesses without them.
 
-What is compiled is kept for the session, in a folder of its own: many tests compile the same tiny step.
+What is compiled is kept for the session, in a folder that its worker processes share: many tests compile the same tiny step.
 """
 
 import os
@@ -15,13 +15,16 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("repeatable")
 
-_CACHE = tempfile.TemporaryDirectory(prefix="jaxdiff-tests-")
+# Made by the process that starts the workers, which inherit its environment.
+if "JAXDIFF_TESTS_CACHE" not in os.environ:
+  _CACHE = tempfile.TemporaryDirectory(prefix="jaxdiff-tests-")
+  os.environ["JAXDIFF_TESTS_CACHE"] = _CACHE.name
 
 # XLA:CPU ends the process when a simulated device keeps the others waiting for 40 s, which a busy machine may take.
 FLAGS = "--xla_force_host_platform_device_count=4 --xla_cpu_collective_call_terminate_timeout_seconds=300"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
-os.environ["XDG_CACHE_HOME"] = _CACHE.name
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+if FLAGS not in os.environ.get("XLA_FLAGS", ""):
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
+os.environ["XDG_CACHE_HOME"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["JAXDIFF_TESTS_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
