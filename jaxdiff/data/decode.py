@@ -27,7 +27,10 @@ def decode(data: bytes, channels: int = 3, name: str = "an image") -> np.ndarray
     return None
   array = np.frombuffer(data, np.uint8)
   if has_alpha(data):
-    return _over_white(_imdecode(array, cv2.IMREAD_UNCHANGED), channels)
+    image = _imdecode(array, cv2.IMREAD_UNCHANGED)
+    if image is not None and image.ndim == 2:
+      image = np.dstack([image, image, image, _opaque(data, image)])
+    return _over_white(image, channels)
   image = _imdecode(array, cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR)
   if image is None:
     return None
@@ -104,6 +107,17 @@ def has_alpha(data: bytes) -> bool:
   return False
 
 
+def _opaque(data: bytes, image: np.ndarray) -> np.ndarray:
+  """The alpha channel of a gray PNG one of whose values is transparent, which OpenCV leaves to its caller: uint8[H,W] or uint16.
+
+  Source: PNG specification, third edition, section 11.3.1.1 (tRNS), and 13.12 for gray of less than 8 bits.
+  """
+  at, depth = data.find(b"tRNS") + 4, data[24]
+  key = int.from_bytes(data[at : at + 2], "big") * (255 // (2**depth - 1) if depth < 8 else 1)
+  most = np.iinfo(image.dtype).max
+  return np.where(image == key, 0, most).astype(image.dtype)
+
+
 def _imdecode(array: np.ndarray, flags: int) -> np.ndarray | None:
   try:
     return cv2.imdecode(array, flags)
@@ -112,13 +126,13 @@ def _imdecode(array: np.ndarray, flags: int) -> np.ndarray | None:
 
 
 def _over_white(image: np.ndarray | None, channels: int) -> np.ndarray | None:
-  """An image as IMREAD_UNCHANGED gives it (BGRA, 8 or 16 bits), on a white background."""
+  """A colour image as IMREAD_UNCHANGED gives it (BGR or BGRA, 8 or 16 bits), on a white background."""
   if image is None:
     return None
   if image.dtype == np.uint16:
     image = (image >> 8).astype(np.uint8)
-  if image.ndim == 2 or image.shape[-1] != 4:
-    image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGRA if image.ndim == 2 else cv2.COLOR_BGR2BGRA)
+  if image.shape[-1] != 4:
+    image = cv2.cvtColor(image, cv2.COLOR_BGR2BGRA)
   alpha = image[..., 3:].astype(np.float32) / 255
   colour = image[..., 2::-1] * alpha + 255 * (1 - alpha)
   rgb = np.round(colour).astype(np.uint8)

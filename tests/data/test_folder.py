@@ -158,6 +158,23 @@ colours = np.array(
 )
 
 
+@pytest.mark.parametrize(
+  ("values", "key", "expected"),
+  [
+    (np.array([[0, 1, 2, 255]], np.uint8), 1, [0, 255, 2, 255]),
+    (np.array([[0, 1, 0, 1]], bool), 0, [255, 255, 255, 255]),
+    (np.array([[0, 256, 512, 65535]], np.uint16), 512, [0, 1, 255, 255]),
+  ],
+)
+def test_a_gray_that_a_png_calls_transparent_lies_on_white(values, key, expected):
+  file = io.BytesIO()
+  Image.fromarray(values).save(file, "PNG", transparency=key)
+  assert b"tRNS" in file.getvalue()
+  for channels in (1, 3):
+    image = decode.decode(file.getvalue(), channels)
+    assert image.shape == (1, 4, channels) and (image == np.reshape(expected, (1, 4, 1))).all()
+
+
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_rgb_is_not_bgr(kind):
   image = decode.decode(encoded(Image.fromarray(colours), kind, lossless=True))
