@@ -27,19 +27,22 @@ AFTERWARDS = ("sample", "eval", "export", "profile", "plan", "train.checkpoint_d
 # The least and the largest value of numbers that nothing else checks.
 RANGES: dict[str, tuple[float, float]] = {
   **dict.fromkeys(
-    ("train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "optim.accumulate_steps", "data.image_size"),
+    ("train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "optim.accumulate_steps", "data.image_size",
+     "model.patch_size", "model.width", "model.depth", "model.heads", "model.num_blocks"),
     (1, math.inf),
   ),
   **dict.fromkeys(
     ("train.steps", "train.sample_every", "train.keep_every", "train.max_rollbacks", "train.stall_factor",
      "train.stall_seconds", "optim.learning_rate", "optim.warmup_steps", "optim.epsilon", "optim.weight_decay",
-     "optim.clip_norm", "optim.skip_norm", "optim.max_bad_steps", "optim.ema_start_step", "model.num_classes"),
+     "optim.clip_norm", "optim.skip_norm", "optim.max_bad_steps", "optim.ema_start_step", "model.num_classes",
+     "model.mlp_ratio", "model.head_channels"),
     (0, math.inf),
   ),
   **dict.fromkeys(("optim.beta1", "optim.beta2", "optim.ema_decay", "diffusion.label_dropout",
-                   "control.label_dropout", "control.hint_dropout"), (0, 1)),
+                   "control.label_dropout", "control.hint_dropout", "model.dropout"), (0, 1)),
   **dict.fromkeys(("seed", "sample.seed"), (0, 2**31 - 1)),
 }  # fmt: skip
+INFINITE = {"inf": math.inf, "-inf": -math.inf}
 OF_ALL = ("task", "name", "model", "data")  # what every run's config has
 BASE = Path(__file__).resolve().parent.parent / "configs" / "base.py"
 
@@ -138,8 +141,16 @@ def _plain(leaves: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_json(config: ConfigDict) -> str:
-  """The resolved config as JSON text."""
-  return json.dumps(config.to_dict(), indent=2) + "\n"
+  """The resolved config as JSON text; infinity, for which JSON has no number, as "inf"."""
+
+  def finite(value: Any) -> Any:
+    if isinstance(value, dict):
+      return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+      return [finite(item) for item in value]
+    return str(value) if value in INFINITE.values() else value
+
+  return json.dumps(finite(config.to_dict()), indent=2, allow_nan=False) + "\n"
 
 
 def from_json(text: str) -> ConfigDict:
@@ -148,7 +159,9 @@ def from_json(text: str) -> ConfigDict:
   def tuples(value: Any) -> Any:
     if isinstance(value, dict):
       return {key: tuples(item) for key, item in value.items()}
-    return tuple(tuples(item) for item in value) if isinstance(value, list) else value
+    if isinstance(value, list):
+      return tuple(tuples(item) for item in value)
+    return INFINITE.get(value, value) if isinstance(value, str) else value
 
   return ConfigDict(tuples(json.loads(text))).lock()
 

@@ -75,6 +75,9 @@ def test_overrides_take_the_type_of_what_they_replace(config, argument, key, val
     ("--config.optim.accumulate_steps=0", "config.optim.accumulate_steps is 0"),
     ("--config.optim.ema_decay=1.5", "config.optim.ema_decay is 1.5; it must be from 0 to 1."),
     ("--config.optim.ema_decay=nan", "config.optim.ema_decay is nan"),
+    ("--config.model.heads=0", "config.model.heads is 0; it must be at least 1."),
+    ("--config.model.patch_size=0", "config.model.patch_size is 0; it must be at least 1."),
+    ("--config.model.depth=-1", "config.model.depth is -1; it must be at least 1."),
     ("--config.seed=-1", "config.seed is -1; it must be from 0 to 2147483647."),
   ],
 )
@@ -102,6 +105,17 @@ def test_a_wrong_config_file_is_told(spec, message):
   with pytest.raises(UserError) as told:
     configuration.load(spec)
   assert message in str(told.value)
+
+
+def test_the_text_of_a_config_is_json_whatever_its_numbers_and_reads_back(config):
+  config.sample.guidance_interval = (-float("inf"), float("inf"))
+
+  def refuse(name):
+    raise AssertionError(f"{name} is not JSON")
+
+  text = configuration.to_json(config)
+  assert json.loads(text, parse_constant=refuse)["sample"]["guidance_interval"] == ["-inf", "inf"]
+  assert configuration.from_json(text).to_dict() == config.to_dict()
 
 
 def test_linked_values_follow_each_other(config):
