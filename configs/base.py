@@ -17,7 +17,8 @@ def get_config() -> ConfigDict:
   c.data = ConfigDict()  # the examples, and how they become batches
   c.data.source = "digits"  # digits | shapes[:<size>] | idx:<dir> | folder:<dir> | tfds:<name or dir>
   c.data.split = "train"  # of the source, to train on; or a share of one, as train[:90%]
-  c.data.heldout = ""  # the split that a classifier is tested on; empty: the training data
+  # the split that a classifier is tested on, and that a branch's hints come from; empty: the training data
+  c.data.heldout = ""
   c.data.image_size = 8  # pixels, the side of the square the model sees
   c.data.channels = 1  # 1 gray, 3 RGB
   c.data.resize = "auto"  # auto: shorter side to image_size, then crop | pad: zeros around smaller images
@@ -104,6 +105,7 @@ def get_config() -> ConfigDict:
 
   c.sample = ConfigDict()  # how images are drawn, by --mode sample and while training: see docs/samplers.md
   c.sample.num = 100  # images
+  c.sample.folder = ""  # where --mode sample leaves them; empty: in the workdir
   c.sample.labels = ()  # repeated in this order; empty: all classes in turn
   c.sample.guidance = 1.5  # 0: no label; 1: the label, no guidance; above: closer to the label, less varied
   # where it is on: between these noise levels sigma/alpha, as 0.2,5.0

@@ -74,7 +74,8 @@ def draw_all(
 def run(config: Any, workdir: Path, stop: StopRequest) -> None:
   """`--mode sample`: draws config.sample.num images with the newest checkpoint of a workdir.
 
-  Writes samples.png (a labelled grid of at most 100) and samples.npz (arr_0 u8[N,H,W,C], arr_1 i64[N]) there.
+  Writes samples.png (a labelled grid of at most 100) and samples.npz (arr_0 u8[N,H,W,C], arr_1 i64[N]) into
+  config.sample.folder, or else there.
   Raises UserError for settings that cannot work and where there is no checkpoint; Stopped, with nothing written, where
   `stop` is reached.
   """
@@ -83,8 +84,9 @@ def run(config: Any, workdir: Path, stop: StopRequest) -> None:
   batch_size = _multiple(min(s.batch_size, s.num))
   strategy = parallel.mesh(config.parallel, batch_size)
   _, task, state, names = runs.restore(config, workdir, strategy)
-  distributed.by_first(lambda: stores.make_writable(workdir))
-  distributed.check_shared(workdir)
+  folder = Path(s.folder).expanduser() if s.folder else workdir
+  distributed.by_first(lambda: stores.make_writable(folder, "Give another with --config.sample.folder=DIR."))
+  distributed.check_shared(folder)
   label, look, images = labels(config, s.num), fidelity.make(config), []
   with reporting.progress(total=s.num, desc="sample") as bar:
     for drawn in draw_all(make_draw(config, task, strategy.place_rows), state, label, batch_size, stop):
@@ -93,10 +95,10 @@ def run(config: Any, workdir: Path, stop: StopRequest) -> None:
   if not distributed.is_first():
     return
   every, number = np.concatenate(images), np.arange(s.num)
-  pictures.save_npz(workdir / "samples.npz", every, label)
+  pictures.save_npz(folder / "samples.npz", every, label)
   tiles = look.tiles(every[:MAX_TILES], number[:MAX_TILES])
-  save_grid(workdir / "samples.png", tiles, label, names)
-  logger.info("%d images of step %d: %s and samples.npz.", s.num, int(state.step), workdir / "samples.png")
+  save_grid(folder / "samples.png", tiles, label, names)
+  logger.info("%d images of step %d: %s and samples.npz.", s.num, int(state.step), folder / "samples.png")
   for name, value in look.numbers(every, number).items():
     logger.info("%s %.3f", name, value)
 

@@ -76,20 +76,20 @@ def prepare(workdir: Path, store: Folder) -> None:
   """
   make_writable(workdir)
   if store != workdir.absolute():
-    make_writable(store, f"--{KEY}=DIR")
+    make_writable(store, f"Give another with --{KEY}=DIR.")
 
 
-def make_writable(folder: Folder, flag: str = "--workdir DIR") -> None:
+def make_writable(folder: Folder, advice: str = "Give another with --workdir DIR.") -> None:
   """Makes a folder, if it is not there, and tries to write to it: what takes long learns at once that it would be in vain.
 
-  Raises UserError, naming the flag that gives another, where that fails; for a bucket also where deleting does.
+  Raises UserError, which ends with the advice, where that fails; for a bucket also where deleting does.
   """
   try:
     _try(folder)
   except Exception as error:
     if not (isinstance(error, OSError) or is_bucket(folder)):
       raise
-    text = f"cannot write to {str(folder)!r}: {_why(error)}. Give another with {flag}."
+    text = f"cannot write to {str(folder)!r}: {_why(error)}. {advice}"
     raise (_kind(error) if is_bucket(folder) else UserError)(text) from None
 
 

@@ -34,6 +34,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_in_a_line_before_anything_is
     f"--mode evaluate --workdir {run} --config.eval.features=pixels",
     f"--mode prepare --config configs/dit_cfg.py --config.prepare.out={full}",
     f"--mode export --workdir {run} --config.export.out={full}/exported",
+    f"--mode sample --workdir {run} --config.sample.num=4 --config.sample.folder={tmp_path}/drawn",
   )
   paths = [run, full, *run.rglob("*")]
   for path in paths:
@@ -47,7 +48,8 @@ def test_a_folder_that_cannot_be_written_to_is_told_in_a_line_before_anything_is
     for path in reversed(paths):
       path.chmod(path.stat().st_mode | 0o200)
   said = done.stderr.split("status ")
-  assert [text.splitlines()[0] for text in said[1:]] == ["2"] * len(commands), done.stderr
+  assert [text.splitlines()[0] for text in said[1:]] == ["2"] * (len(commands) - 1) + ["0"], done.stderr
+  assert {path.name for path in (tmp_path / "drawn").iterdir()} == {"samples.png", "samples.npz"}
   folders = (full, full / "new", full / "new", run, run, full, full / "exported")
   for folder, text in zip(folders, said, strict=False):
     (line,) = [line for line in text.splitlines() if line.startswith("jaxdiff: ")]

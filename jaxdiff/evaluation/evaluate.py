@@ -24,6 +24,7 @@ from jaxdiff.types import Task
 
 logger = logging.getLogger("jaxdiff")
 
+COPY = "Copy it to where you can, and give the copy with --workdir."
 LABELS = ("balanced", "data")
 # key of config.eval -> the key of config.sample that it sweeps, and what its values are
 SWEEPS: dict[str, tuple[str, Callable[[str], Any]]] = {
@@ -58,7 +59,7 @@ def run(config: Any, workdir: Path, stop: StopRequest) -> None:
   if e.make_reference:
     return make_reference(config, extractor)
   restored = restore(config, workdir)
-  distributed.by_first(lambda: stores.make_writable(workdir))
+  distributed.by_first(lambda: stores.make_writable(workdir, COPY))
   if restored:
     distributed.check_shared(workdir)
   scoring = scorer.make(config, extractor, workdir)
@@ -109,7 +110,9 @@ def make_reference(config: Any, extractor: Extractor) -> None:
   path, split = Path(config.eval.make_reference).expanduser(), reference.split(config)
   reference.check_name(path)
   distributed.by_first(
-    lambda: stores.make_writable(path.absolute().parent, "--config.eval.make_reference=FILE.npz")
+    lambda: stores.make_writable(
+      path.absolute().parent, "Give another with --config.eval.make_reference=FILE.npz."
+    )
   )
   made = reference.of_split(config, split, extractor, None)
   if distributed.is_first():
