@@ -7,13 +7,14 @@ status 2; STATUSES lists the others.
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
@@ -170,7 +171,7 @@ TO_TRAIN = ("train", "plan")  # modes whose config takes over what the run that 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
   """The command line; `overrides` are the arguments that change the config."""
-  parser = argparse.ArgumentParser(
+  parser = _Parser(
     prog="python -m jaxdiff.main",
     description="Train diffusion models and draw images with them.",
     epilog="Any value of the config can be set: --config.train.steps=500. See configs/base.py for all of them.\n"
@@ -217,8 +218,21 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     help="how long to wait for the others at the start; default %(default)s",
   )
   flags, overrides = parser.parse_known_args(arguments)
+  for argument in overrides:
+    if not argument.startswith("--config."):
+      name = argument.partition("=")[0]
+      near = difflib.get_close_matches(name, [f"--{flag}" for flag in vars(flags)], n=1)
+      hint = f" Did you mean {near[0]}?" if near else ""
+      raise UserError(
+        f"cannot read the argument {argument!r}.{hint} Overrides are written --config.train.steps=500."
+      )
   flags.overrides = overrides
   return flags
+
+
+class _Parser(argparse.ArgumentParser):
+  def error(self, message: str) -> NoReturn:
+    raise UserError(f"{message}. See --help.")
 
 
 def _resolve(flags: argparse.Namespace) -> tuple[Any, Path]:
@@ -239,7 +253,7 @@ def _resolve(flags: argparse.Namespace) -> tuple[Any, Path]:
     )
   if flags.config:
     config = configuration.load(flags.config)
-    workdir = Path(flags.workdir or Path("checkpoints") / config.name).expanduser()
+    workdir = Path(flags.workdir or Path("checkpoints") / _name(config, flags.overrides)).expanduser()
   elif flags.workdir:
     config, workdir = None, Path(flags.workdir).expanduser()
   else:
@@ -249,6 +263,12 @@ def _resolve(flags: argparse.Namespace) -> tuple[Any, Path]:
   if flags.mode not in TO_TRAIN:
     configuration.override(config, flags.overrides)
   return config, workdir
+
+
+def _name(config: Any, overrides: list[str]) -> str:
+  """config.name as it will be: what is to be trained is overridden only when the workdir is known."""
+  given = [text.partition("=")[2] for text in overrides if text.startswith("--config.name=")]
+  return given[-1] if given else config.name
 
 
 def _cache_dir() -> Path:

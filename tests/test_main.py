@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import re
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxdiff import checkpoints, configuration, locks, optim, runs, tasks
+from jaxdiff import main as main_module
 from jaxdiff.main import main
 from tests import small
 
@@ -202,6 +204,9 @@ BAD = {
   "no image": (["--config.sample.image={tmp}/none.png"], "cannot read the image '{tmp}/none.png': No such file or directory."),
   "not an image": (["--config.sample.image={tmp}/file"], "'{tmp}/file' is not an image that can be read."),
   "strength": (["--config.sample.image={tmp}/file", "--config.sample.strength=1.5"], "config.sample.strength is 1.5."),
+  "flag": (["--modes=sample"], "cannot read the argument '--modes=sample'. Did you mean --mode? Overrides are written"),
+  "flag's type": (["--heartbeat_seconds", "soon"], "argument --heartbeat_seconds: invalid int value: 'soon'. See --help."),
+  "latents": (["--config.data.channels=4"], "config.data.channels is 4. Use 1 (gray) or 3 (RGB); no source reads latents."),
   "mode": (["--mode", "trian"], "unknown mode 'trian'. Did you mean 'train'?"),
   "steps": (["--config.sample.steps=0"], "config.sample.steps is 0; it must be at least 1."),
   "schedule": (["--config.diffusion.schedule=linear(num_steps=0)"], "the schedule 'linear(num_steps=0)' cannot be: "),
@@ -231,6 +236,23 @@ def test_a_model_without_classes_is_drawn_from(tmp_path):
   small.run(tmp_path, "dit", "model.num_classes=0", "sample.guidance=1")
   assert run("--mode", "sample", "--workdir", str(tmp_path), "--config.sample.num=4")[0] == 0
   assert (np.load(tmp_path / "samples.npz")["arr_1"] == -1).all()
+
+
+@pytest.mark.parametrize(
+  ("arguments", "folder"),
+  [
+    ((), "checkpoints/dit_digits"),
+    (("--config.name=mine",), "checkpoints/mine"),
+    (("--config.name=mine", "--workdir=there"), "there"),
+  ],
+)
+def test_a_run_lies_under_its_name_unless_a_workdir_is_given(arguments, folder, monkeypatch):
+  found = {}
+  monkeypatch.setitem(
+    main_module.MODES, "train", lambda config, workdir, flags: found.update(workdir=workdir) or 0
+  )
+  assert run("--config", "configs/dit_cfg.py", *arguments)[0] == 0
+  assert found["workdir"] == pathlib.Path(folder)
 
 
 def test_sampling_where_there_is_nothing(tmp_path, capsys):
