@@ -63,6 +63,10 @@ def _check_labels(config: Any) -> None:
     return  # a function of the user's: it alone knows
   for label in config.sample.labels:
     if not 0 <= label < classes and label != NULL_LABEL:
+      if not classes:
+        raise UserError(
+          f"label {label} (config.sample.labels) is asked of a model that knows none (config.model.num_classes=0)."
+        )
       raise UserError(
         f"label {label} (config.sample.labels) is not one of this model's {classes} classes, 0..{classes - 1}."
       )

@@ -82,6 +82,7 @@ def open_run(
   distributed.by_first(lambda: _prepare(workdir, store))
   if not stores.is_bucket(store):
     distributed.check_shared(store)  # process 0 alone writes anything but checkpoints
+  data.check_images(config.data)
   source = data.load(config.data.source, config.data.split, skip_unreadable=config.data.skip_unreadable)
   data.check_labels(source, config.model.num_classes)
   tx = optim.make_optimizer(config.optim, *tasks.stages(config))

@@ -15,6 +15,7 @@ from jaxdiff.data.files import read_hint
 from jaxdiff.data.folder import SUFFIXES
 from jaxdiff.data.hinted import without_hints
 from jaxdiff.data.pipeline import (
+  check_images,
   check_labels,
   check_same_classes,
   epoch,
@@ -29,6 +30,7 @@ __all__ = [
   "SUFFIXES",
   "NoSplit",
   "Source",
+  "check_images",
   "check_labels",
   "check_same_classes",
   "device_prefetch",

@@ -26,7 +26,10 @@ def open_idx(where: str, split: str, skip_unreadable: bool) -> Source:
   del skip_unreadable
   root = Path(where).expanduser()
   if not root.is_dir():
-    raise UserError(f"there is no directory {root} (config.data.source=idx:{where}).")
+    raise UserError(
+      f"there is no directory {root} (config.data.source=idx:{where}). Give that of a set's IDX files; of Fashion-MNIST they "
+      "come with Debian's package dataset-fashion-mnist."
+    )
   if split not in PREFIXES:
     raise base.NoSplit(f"IDX files have the splits 'train' and 'test', not {split!r} (config.data.split).")
   images_path = find(root, split, "images", 3)

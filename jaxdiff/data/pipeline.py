@@ -11,6 +11,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import itertools
+import logging
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,6 +24,8 @@ from jaxdiff.data.base import ArrayReader, Example, HostBatch, Source
 from jaxdiff.data.hints import Hint
 from jaxdiff.data.transforms import View
 from jaxdiff.errors import UserError
+
+logger = logging.getLogger("jaxdiff")
 
 MEASURED = 32  # images by whose size that of all is estimated
 
@@ -103,17 +106,30 @@ def fingerprint(source: Source, data: Any, *, batch_size: int, seed: int) -> dic
   }
 
 
+def check_images(data: Any) -> None:
+  """Raises UserError where no source can give what config.data asks of images, before one is looked for."""
+  transforms.view(data, train=True)
+
+
 def check_labels(source: Source, num_classes: int) -> None:
-  """Every label of the source must be a class of the model, unless it knows none (0).
+  """Every label of the source must be a class of the model, unless it knows none (0); classes without examples are told.
 
   Raises:
-    UserError: it has more classes.
+    UserError: the source has more classes.
   """
   if num_classes and source.num_classes > num_classes:
     label = source.num_classes - 1
     raise UserError(
       f"the data has label {label} ({source.label_names[label]!r}), outside config.model.num_classes={num_classes}."
       f" Use --config.model.num_classes={source.num_classes}."
+    )
+  if source.num_classes < num_classes:
+    logger.warning(
+      "the data has %d classes, config.model.num_classes is %d: what is drawn of the others is noise that nothing taught. "
+      "Use --config.model.num_classes=%d.",
+      source.num_classes,
+      num_classes,
+      source.num_classes,
     )
 
 
@@ -140,6 +156,7 @@ def check_sizes(size: int, batch_size: int, process_count: int) -> None:
   if batch_size > size:
     raise UserError(
       f"batch size {batch_size} is more than the {size} examples there are (config.train.batch_size)."
+      f" Use {size // process_count * process_count} or less."
     )
 
 

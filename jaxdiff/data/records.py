@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxdiff.data import base, decode
 from jaxdiff.data.base import Example, Source
-from jaxdiff.errors import UserError, require
+from jaxdiff.errors import UserError, first_line, require
 
 INFO = "dataset_info.json"
 VERSION = re.compile(r"\d+\.\d+\.\d+")  # a directory with another name is no finished set
@@ -113,7 +113,8 @@ def prepare_by_tensorflow(where: str) -> Path:
   """Downloads and prepares a named set as TFDS does, which for most sets needs TensorFlow.
 
   Raises:
-    UserError: TensorFlow is not installed, or TFDS knows no such set.
+    UserError: TensorFlow is not installed, TFDS knows no such set, or it could not prepare it: network, disk, files that
+      have to be fetched by hand.
   """
   name, _, data_dir = where.partition("?")
   root = roots(data_dir)
@@ -125,10 +126,17 @@ def prepare_by_tensorflow(where: str) -> Path:
   tfds = require("tensorflow_datasets", "tensorflow-datasets", f"data source 'tfds:{name}'")
   try:
     builder = tfds.builder(name.replace(":", "/"), data_dir=str(root), file_format="array_record")
+    builder.download_and_prepare(file_format="array_record")
   except tfds.core.DatasetNotFoundError:
     raise UserError(f"TFDS knows no set {name!r} (config.data.source=tfds:{where}).") from None
-  builder.download_and_prepare(file_format="array_record")
+  except Exception as error:
+    raise _unprepared(where, root, error) from error
   return Path(builder.data_dir)
+
+
+def _unprepared(where: str, root: Path, error: Exception) -> UserError:
+  reason = f"{type(error).__name__}: {first_line(error)}"
+  return UserError(f"TFDS could not prepare tfds:{where} (config.data.source) in {root}: {reason}")
 
 
 def check_format(folder: Path, info: Any) -> None:

@@ -34,7 +34,9 @@ def view(data: Any, *, train: bool) -> View:
     UserError: a value that is not one of the known ones.
   """
   if data.channels not in (1, 3):
-    raise UserError(f"config.data.channels is {data.channels}. Use 1 (gray) or 3 (RGB).")
+    raise UserError(
+      f"config.data.channels is {data.channels}. Use 1 (gray) or 3 (RGB); no source reads latents."
+    )
   if data.image_size < 1:
     raise UserError(f"config.data.image_size is {data.image_size}. Use a number of pixels, as 32.")
   if data.resize not in RESIZES:

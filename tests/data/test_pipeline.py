@@ -298,7 +298,7 @@ def test_fingerprint_tells_what_changes_the_stream(section, numbered):
     (
       {"batch_size": 51},
       {},
-      "batch size 51 is more than the 50 examples there are (config.train.batch_size).",
+      "batch size 51 is more than the 50 examples there are (config.train.batch_size). Use 50 or less.",
     ),
     ({"seed": -1}, {}, "seed -1 is outside"),
     ({}, {"threads": 0}, "config.data.threads is 0. Use at least 1."),
@@ -326,9 +326,14 @@ def test_splits_whose_labels_stand_for_other_classes_are_told(numbered):
     data.check_same_classes(source, other, "'test'")
 
 
+def test_classes_that_the_data_lacks_are_told(numbered, caplog):
+  data.check_labels(numbered(20), 11)
+  assert "the data has 10 classes, config.model.num_classes is 11" in caplog.text
+  assert "Use --config.model.num_classes=10." in caplog.text
+
+
 def test_labels_outside_the_model_are_told(numbered):
   data.check_labels(numbered(20), 10)
-  data.check_labels(numbered(20), 11)
   data.check_labels(numbered(20), 0)  # a model that knows none
   with pytest.raises(UserError) as e:
     data.check_labels(numbered(20), 9)

@@ -200,6 +200,9 @@ def test_with_tensorflow_an_unprepared_set_is_prepared(monkeypatch, digits, tmp_
       raise tfds.core.DatasetNotFoundError(name)
     return Builder()
 
+  def by_hand(self, file_format):
+    raise AssertionError(f"put the files of {self.data_dir} there\nand there")
+
   find_spec = records.importlib.util.find_spec
   there = lambda name, *rest: "there" if name == "tensorflow" else find_spec(name, *rest)
   monkeypatch.setattr(
@@ -211,6 +214,12 @@ def test_with_tensorflow_an_unprepared_set_is_prepared(monkeypatch, digits, tmp_
     "TFDS knows no set 'digitz' (config.data.source=tfds:digitz)."
   )
   assert len(data.load("tfds:digits:small")) == 1797
+  monkeypatch.setattr(Builder, "download_and_prepare", by_hand)
+  shutil.rmtree(tmp_path / "digits")
+  assert told(data.load, "tfds:digits:small") == (
+    f"TFDS could not prepare tfds:digits:small (config.data.source) in {tmp_path}: AssertionError: put the files of "
+    f"{tmp_path}/digits/1.0.0 there"
+  )
 
 
 def test_wrong_sets_are_told(digits, tmp_path):

@@ -123,7 +123,7 @@ def test_uniform_is_uniform_and_its_draws_are_independent():
 @pytest.mark.parametrize(
   ("wrong", "message"),
   [
-    ({"channels": 4}, "config.data.channels is 4. Use 1 (gray) or 3 (RGB)."),
+    ({"channels": 4}, "config.data.channels is 4. Use 1 (gray) or 3 (RGB); no source reads latents."),
     ({"image_size": 0}, "config.data.image_size is 0."),
     ({"resize": "padd"}, "unknown resize (config.data.resize) 'padd'. Did you mean 'pad'? Known: auto, pad."),
     ({"resize": "pad", "random_crop": True}, "config.data.random_crop=True crops"),
