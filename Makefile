@@ -62,13 +62,13 @@ help:
 	@echo 'ACCELERATOR=cpu|cuda12|tpu and PYTHON=python3.12 override what make finds by itself.'
 
 train: $(INSTALLED)
-	$(RUN) --config $(CONFIG) $(if $(WORKDIR),--workdir $(WORKDIR)) $(ARGS)
+	$(RUN) --config "$(CONFIG)" $(if $(WORKDIR),--workdir "$(WORKDIR)") $(ARGS)
 
 sample: $(INSTALLED)
-	$(RUN) --mode sample $(if $(WORKDIR),--workdir $(WORKDIR),--config $(CONFIG)) $(ARGS)
+	$(RUN) --mode sample $(if $(WORKDIR),--workdir "$(WORKDIR)",--config "$(CONFIG)") $(ARGS)
 
 evaluate: $(INSTALLED)
-	$(RUN) --mode evaluate $(if $(WORKDIR),--workdir $(WORKDIR),--config $(CONFIG)) $(ARGS)
+	$(RUN) --mode evaluate $(if $(WORKDIR),--workdir "$(WORKDIR)",--config "$(CONFIG)") $(ARGS)
 
 doctor: $(INSTALLED)
 	$(RUN) --mode doctor

@@ -82,7 +82,7 @@ def cifar10(c: ConfigDict) -> None:
 
 
 def imagenet64(c: ConfigDict) -> None:
-  """The 64x64 class-conditional network of Dhariwal & Nichol 2021, table 4."""
+  """The 64x64 class-conditional network of Dhariwal & Nichol 2021, table 11."""
   base.imagenet64(c)
   c.model.update(unet.PRESETS["adm_imagenet64"] | {"null_class": True})
   c.diffusion.time_density = "uniform_discrete"

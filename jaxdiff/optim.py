@@ -218,7 +218,7 @@ def accumulated(tx: optax.GradientTransformation, steps: int) -> optax.GradientT
 def restarted(tx: optax.GradientTransformation, opt_state: PyTree, params: PyTree, count: Array) -> PyTree:
   """A fresh optimizer state for params, but for the learning rate: the last one stays, and update `count` (i32[]) is next.
 
-  Given, not counted: of the updates that were due by now some may have been skipped.
+  The count is an argument because some of the updates that were due by now may have been skipped.
   """
 
   def is_schedule(node: Any) -> bool:

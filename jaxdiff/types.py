@@ -1,6 +1,6 @@
 """The contracts that every layer shares: states, conditions, predictions, and the shapes of functions.
 
-Nothing here computes. Reading this file first makes the rest of the library readable in any order.
+Reading this file first makes the rest of the library readable in any order.
 
 Symbols: x is a clean image, eps ~ N(0, I), z_t = alpha_t x + sigma_t eps its noised version at time t,
 t in [0, 1] with t = 0 clean. Images are NHWC float32 in [-1, 1].
@@ -79,8 +79,8 @@ class Parameterization(NamedTuple):
   decode: Callable[[Array, Array, Array, Array], Prediction]  # (out, z, alpha, sigma) -> Prediction
   error_scale: Callable[[Array, Array], Array]  # (alpha, sigma) -> k in |target error|^2 = k |x error|^2
   encode: Callable[[Array, Array, Array], Array]  # (z, alpha, sigma) -> what the network sees
-  outputs: int = 1  # images that the network says, one after the other in its channels ...
-  # ... and what they come to, (images f32[B,H,W,outputs C], z, alpha, sigma) -> out f32[B,H,W,C], of which target and decode are
+  outputs: int = 1  # images that the network puts out, concatenated along the channels
+  # (images f32[B,H,W,outputs C], z, alpha, sigma) -> the one output f32[B,H,W,C] that target and decode speak of
   combine: Callable[[Array, Array, Array, Array], Array] = lambda images, z, alpha, sigma: images
 
 

@@ -124,6 +124,6 @@ def make_features(config: Any) -> Features:
 
 
 def unit_scale(z: Array, schedule: NoiseSchedule, t: Array) -> Array:
-  """z_t / (alpha_t^2 + sigma_t^2)^(1/2): z itself where variance is preserved, within [-1, 1] and noise for EDM and flows."""
+  """z_t / (alpha_t^2 + sigma_t^2)^(1/2): z itself where variance is preserved; of EDM and flows brought to that scale."""
   alpha, sigma = schedules.alpha_sigma(schedule, t, z.ndim)
   return z / jnp.sqrt(alpha**2 + sigma**2)

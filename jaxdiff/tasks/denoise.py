@@ -122,7 +122,7 @@ def example(batch: Batch) -> tuple[Array, Array, Cond]:
 def interpret(
   reading: Parameterization, told: Array, z: Array, alpha: Array, sigma: Array
 ) -> tuple[Array, Array | None]:
-  """A network's output as what reading.target is like and, of a learned variance, where it lies: (v + 1) / 2.
+  """Splits a network's output into what is compared with reading.target, and where a learned variance lies, (v + 1) / 2, or None.
 
   Shapes: told: [B,H,W,outputs C], or C channels more; z: f32[B,H,W,C].  Returns (f32[B,H,W,C], f32[B,H,W,C] or None).
   Source: Nichol & Dhariwal 2021, eq. 15 (their v in [0, 1]; the network's range is [-1, 1], as in their code).
