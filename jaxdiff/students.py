@@ -50,15 +50,14 @@ def make_preview(
   """The function preview(state, step, is_last) -> Shown that a training loop calls at the end of each round.
 
   It leaves <workdir>/steps_0064/, the averaged student as a run of the task `denoise` that --mode sample and evaluate take,
-  with samples.png; after the last round rounds.png, the same noise through all students, and rounds.md, their figures.  With config.eval.every other than
-  0 it scores each student as config.eval says.
+  with samples.png; after the last round rounds.png, the same noise through all students, and rounds.md, their figures.  With
+  config.eval.every other than 0 it scores each student as config.eval says, all against statistics that are made once.
   Raises UserError for settings of config.sample and config.eval that cannot work.
   """
   first = config_of(config, config.distill.start_steps)
   draw.check(first)
-  label, scores = sample.preview_labels(first), quick.is_wanted(first)
-  if scores:
-    quick.check(first)
+  label = sample.preview_labels(first)
+  measure = quick.make_measure(first, workdir) if quick.is_wanted(first) else None
 
   def preview(state: Any, step: int, is_last: bool = False) -> Shown:
     num_steps = int(state.num_steps)
@@ -73,8 +72,8 @@ def make_preview(
       f"steps_{num_steps:04d}": sample.save_grid(folder / "samples.png", images, label, source.label_names)
     }
     numbers = {"student/num_steps": float(num_steps), "student/seconds_per_image": seconds}
-    if scores:
-      numbers |= quick.make_preview(own, own_task, strategy, source, folder)(student, step).numbers
+    if measure:
+      numbers |= measure(drawing, student)
     if is_last and distributed.is_first():
       shown["rounds"] = through_rounds(workdir)
       write_table(workdir, step, numbers)

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import checkpoints, configuration, draw, optim, parallel, runs, stores, students, tasks
+from jaxdiff import checkpoints, configuration, data, draw, optim, parallel, runs, stores, students, tasks
+from jaxdiff.evaluation import figures, reference
 from jaxdiff.main import main
 from tests import small
 
@@ -76,6 +77,24 @@ def test_a_student_lies_beside_the_checkpoints_of_its_run(distilled, tmp_path):
   assert [path.name for path in (store / "checkpoints").iterdir()] == ["4"]
   found = runs.restore(own, tmp_path / "steps_0002", runs.one_device())
   assert found.label_names == ("a", "b") and equal(found.state.params, student.params)
+
+
+def test_students_are_scored_against_statistics_that_are_made_once(distilled, tmp_path, monkeypatch):
+  monkeypatch.setattr(figures, "KID_SUBSETS", 5)
+  made, of_gathered = [], reference.of_gathered
+  monkeypatch.setattr(reference, "of_gathered", lambda *given: made.append(given) or of_gathered(*given))
+  config = configuration.of_run(distilled[0])
+  strategy = runs.one_device()
+  run = runs.restore(config, distilled[0], strategy)
+  config.data.split, config.sample.num = "train[:100]", 10
+  config.eval.update({"every": 1, "features": "pixels", "quick_num": 10})
+  source = data.load(config.data.source, config.data.split)
+  preview = students.make_preview(config, run.task, strategy, source, tmp_path)
+  for step, count in enumerate(STEPS[:2]):
+    shown = preview(run.state.replace(num_steps=np.int32(count)), step)
+    assert shown.numbers["eval/frechet"] > 0
+  assert len(made) == 1
+  assert [path.parent for path in tmp_path.rglob("reference-*.npz")] == [tmp_path / "evaluation"]
 
 
 def test_the_last_student_is_the_runs_average(distilled):

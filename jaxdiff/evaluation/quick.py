@@ -21,24 +21,38 @@ def make_preview(
 ) -> Callable[..., Shown]:
   """The function preview(state, step, is_last) -> Shown that a training loop calls every config.eval.every steps.
 
-  It draws config.eval.quick_num images, the same noise and labels each time; its numbers are named eval/frechet, ...
-  Raises UserError for settings of config.eval that cannot work.
+  Its numbers are make_measure's.  Raises UserError for settings of config.eval that cannot work.
   """
   del source  # the reference may be another split
+  measure = make_measure(config, workdir)
+  drawing = draw.make_draw(config, task, strategy.place_rows)
+
+  def preview(state: Any, step: int, is_last: bool = False) -> Shown:
+    del step, is_last
+    return Shown({}, measure(drawing, state))
+
+  return preview
+
+
+def make_measure(config: Any, workdir: Path) -> Callable[[draw.Draw, Any], dict[str, float]]:
+  """The function (drawing, state) -> {"eval/frechet": ..., ...}: the figures of images drawn from a state.
+
+  There are config.eval.quick_num of them, of the same noise and labels each time.  What they are scored with is made once,
+  here; the statistics to compare with are kept in the workdir.
+  Raises UserError for settings of config.eval that cannot work.
+  """
   e, shape = config.eval, images.shape(config.data)
   scoring = scorer.make(config, check(config), workdir)
-  drawing = draw.make_draw(config, task, strategy.place_rows)
   label = drawn.labels(config, e.quick_num)
   width = min(config.sample.batch_size, e.quick_num)
   width += -width % jax.device_count()
 
-  def preview(state: Any, step: int, is_last: bool = False) -> Shown:
-    del step, is_last
+  def measure(drawing: draw.Draw, state: Any) -> dict[str, float]:
     batches = drawn.in_memory(drawing, state, label, width)
     found = scorer.score(scoring, Images("drawn", e.quick_num, shape, batches)).figures
-    return Shown({}, {report.PREFIX + name: value for name, value in found.items()})
+    return {report.PREFIX + name: value for name, value in found.items()}
 
-  return preview
+  return measure
 
 
 def check(config: Any) -> features.Extractor:
