@@ -22,30 +22,36 @@ Reader = Callable[[np.ndarray], np.ndarray]  # images u8[N,H,W,C] -> the hints f
 
 
 class Look(NamedTuple):
-  """What of drawn images is shown: for models without a branch, the images and no more.  Both take (images, numbers)."""
+  """What of drawn images is shown."""
 
-  tiles: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda images, number: images
-  numbers: Callable[[np.ndarray, np.ndarray], dict[str, float]] = lambda images, number: {}
+  parts: tuple[np.ndarray, ...]  # beside each other, each u8[N,H,W,C]
+  numbers: dict[str, float]
+
+  def tiles(self, most: int) -> np.ndarray:
+    """The parts of at most so many images side by side: u8[N,H,W',3]."""
+    return side_by_side([part[:most] for part in self.parts])
 
 
-def make(config: Any) -> Look:
-  """The look of config's task: with a control branch, hint, image and the hint found in it side by side.
+def make(config: Any) -> Callable[[np.ndarray, np.ndarray], Look]:
+  """The function (images u8[N,H,W,C], their numbers) -> Look of config's task.
 
-  The number is scores.fidelity's for the kind of hint, of the run's own branch; it is left out where hints cannot be found
-  in images, as depths without a network.
+  With a control branch its parts are hint, image and the hint found in it, and its number is scores.fidelity's for the kind of
+  hint, of the run's own branch; where hints cannot be found in images, as depths without a network, both are left out.
+  Without one it has the images and no more.
   """
   if config.task != "controlnet":
-    return Look()
+    return lambda images, number: Look((images,), {})
   asked_of = control.own_hints(config)
   kind, reader = parse_hint(config.data.hint).name, make_reader(config)
 
-  def tiles(images: np.ndarray, number: np.ndarray) -> np.ndarray:
-    return side_by_side([asked_of(number), images] + ([reader(images)] if reader else []))
+  def look(images: np.ndarray, number: np.ndarray) -> Look:
+    asked = asked_of(number)
+    if reader is None:
+      return Look((asked, images), {})
+    found = reader(images)
+    return Look((asked, images, found), {f"hint/{kind}": FIDELITY[kind](asked, found)})
 
-  def numbers(images: np.ndarray, number: np.ndarray) -> dict[str, float]:
-    return {f"hint/{kind}": FIDELITY[kind](asked_of(number), reader(images))} if reader else {}
-
-  return Look(tiles, numbers)
+  return look
 
 
 def warn_if_blind(config: Any) -> None:

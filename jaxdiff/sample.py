@@ -96,10 +96,10 @@ def run(config: Any, workdir: Path, stop: StopRequest) -> None:
     return
   every, number = np.concatenate(images), np.arange(s.num)
   pictures.save_npz(folder / "samples.npz", every, label)
-  tiles = look.tiles(every[:MAX_TILES], number[:MAX_TILES])
-  save_grid(folder / "samples.png", tiles, label, names)
+  seen = look(every, number)
+  save_grid(folder / "samples.png", seen.tiles(MAX_TILES), label, names)
   logger.info("%d images of step %d: %s and samples.npz.", s.num, int(state.step), folder / "samples.png")
-  for name, value in look.numbers(every, number).items():
+  for name, value in seen.numbers.items():
     logger.info("%s %.3f", name, value)
 
 
@@ -120,16 +120,16 @@ def make_preview(
   fidelity.warn_if_blind(config)
 
   def preview(state: Any, step: int, is_last: bool = False) -> Shown:
-    images = draw(state, number, label)
+    seen = look(draw(state, number, label), number)
     path = workdir / "samples" / f"{step:07d}.png"
-    shown = {"samples": save_grid(path, look.tiles(images, number), label, names)}
+    shown = {"samples": save_grid(path, seen.tiles(len(label)), label, names)}
     if is_last:
       few = label[: _multiple(FILM_ROWS)]
       frames = draw(state, np.arange(len(few)), few, record=True)
       shown["denoising"] = pictures.film_strip(frames, visited, _named(few, names))
       if distributed.is_first():
         pictures.save_png(workdir / "denoising.png", shown["denoising"])
-    return Shown(shown, look.numbers(images, number))
+    return Shown(shown, seen.numbers)
 
   return preview
 
@@ -153,7 +153,7 @@ def make_bounds_preview(
   def preview(state: Any, step: int, is_last: bool = False) -> Shown:
     del step, is_last
     if not kept:
-      alone = look.numbers(draw(state, number, label), number)
+      alone = look(draw(state, number, label), number).numbers
       bounds = {f"{name}/without": value for name, value in alone.items()}
       kept.append(bounds | fidelity.of_real_images(config, number))
     return Shown({}, kept[0])

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from types import SimpleNamespace
 
 import cv2
 import jax
@@ -102,12 +103,28 @@ def test_a_run_goes_on_exactly_where_it_stopped(trained, tmp_path):
 def test_pictures_show_hint_image_and_what_is_found_in_it(config):
   look, number = fidelity.make(config), np.arange(3)
   images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
-  tiles = look.tiles(images, number)
+  tiles = look(images, number).tiles(3)
   hints, found = control.own_hints(config)(number), fidelity.make_reader(config)(images)
   assert tiles.shape == (3, 8, 3 * 8 + 2, 3)
   assert np.array_equal(tiles[..., :8, 0], hints[..., 0])
   assert np.array_equal(tiles[..., 9:17, 1], images[..., 0])
   assert np.array_equal(tiles[..., 18:, 2], found[..., 0])
+
+
+def test_a_preview_finds_the_hints_of_its_images_once(config, tmp_path, monkeypatch):
+  reader, hints_of, read, asked = fidelity.make_reader(config), control.own_hints(config), [], []
+  read_by = lambda images: read.append(len(images)) or reader(images)
+  monkeypatch.setattr(fidelity, "make_reader", lambda config: read_by)
+  monkeypatch.setattr(
+    control, "own_hints", lambda config: lambda number: asked.append(len(number)) or hints_of(number)
+  )
+  images = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 1), np.uint8)
+  monkeypatch.setattr(sample, "make_draw", lambda *given: lambda state, index, label: images)
+  strategy, source = SimpleNamespace(place_rows=None), SimpleNamespace(label_names=())
+  preview = sample.make_preview(config, None, strategy, source, tmp_path)
+  for step in (1, 2):
+    assert set(preview(None, step).numbers) == {"hint/canny"}
+  assert read == asked == [10, 10]
 
 
 def test_labels_are_those_of_the_examples_whose_hints_are_asked_for(config):
