@@ -52,7 +52,7 @@ def guesses(
   """
   *_, z, alpha, sigma = _noised(schedule, image, times, seed)
   x, eps, _ = denoise(z, jnp.asarray(times, jnp.float32), Cond(jnp.full(len(times), label)))
-  v = alpha * eps - sigma * x
+  v = parameterization.v().target(x, eps, alpha, sigma)
   return _rows({"z": z, "x": x, "eps": eps / SPAN, "v": v / SPAN}, times)
 
 
@@ -184,8 +184,8 @@ def _noised(
   """(x, eps, z, alpha, sigma) of one image and one noise at all times: [T,H,W,C] and [T,1,1,1]."""
   x = jnp.broadcast_to(jnp.asarray(image), (len(times), *image.shape))
   eps = jnp.broadcast_to(jax.random.normal(jax.random.key(seed), image.shape), x.shape)
-  alpha, sigma = schedules.alpha_sigma(schedule, jnp.asarray(times, jnp.float32))
-  return x, eps, alpha * x + sigma * eps, alpha, sigma
+  t = jnp.asarray(times, jnp.float32)
+  return x, eps, schedules.add_noise(schedule, x, eps, t), *schedules.alpha_sigma(schedule, t)
 
 
 def _rows(named: Mapping[str, Array], times: np.ndarray) -> np.ndarray:

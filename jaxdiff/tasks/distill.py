@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import optax
 
 from jaxdiff import configuration, optim
-from jaxdiff.data import pixels
 from jaxdiff.diffusion import distillation, guidance, losses, parameterization, schedules
 from jaxdiff.errors import UserError
 from jaxdiff.tasks import denoise
@@ -94,10 +93,8 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
     step_key, noise_key, label_key, dropout_key = jax.random.split(key, 4)
     index = batch["index"]
     i = distillation.draw_step(step_key, index, state.num_steps)
-    t = (i + 1) / state.num_steps
-    x = pixels.to_signed(batch["image"])
-    noise = losses.per_example(lambda k: jax.random.normal(k, x.shape[1:]), noise_key, index)
-    z = schedules.add_noise(schedule, x, noise, t)
+    time_of = lambda schedule, key, index: (i + 1) / state.num_steps
+    _, t, _, z = processes.noised(schedule, time_of, batch, step_key, noise_key)
     cond = condition(batch, label_key)
     wanted = distillation.target(schedule, teacher_of(state), z, i, state.num_steps, cond)
     wanted = jax.lax.stop_gradient(wanted)
