@@ -60,7 +60,7 @@ def timed(what: Case, steps: int) -> Point:
 def planned(width: int, tokens: int, depths: Sequence[int]) -> dict[str, dict[int, Point]]:
   """Bytes of a device for each curve and depth.  Runs in a process of its own, whose CPU may pass for several devices."""
   from benchmarks.suite import ours
-  from jaxdiff import parallel, plan
+  from jaxdiff import parallel, plan, tasks
 
   available = plan.devices_for(SHARED)
 
@@ -69,7 +69,7 @@ def planned(width: int, tokens: int, depths: Sequence[int]) -> dict[str, dict[in
     c = ours.config(case(width, depth, tokens, devices, *changes))
     state, step = plan.abstract(c)
     held = plan.state_bytes(state, parallel.shardings(c.parallel, devices, state))
-    batch = plan.abstract_batch(c, devices)
+    batch = tasks.abstract_batch(c, devices)
     beside = plan.step_bytes(step, state, batch, available[:devices], devices)
     return {"bytes": sum(held.values()) + plan.tree_bytes(batch) / devices + beside}
 

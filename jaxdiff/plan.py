@@ -17,10 +17,8 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from jaxdiff import flops, optim, parallel, platform, tasks
-from jaxdiff.data import hints
 from jaxdiff.errors import UserError
 from jaxdiff.train_step import TrainStep, check_microbatches, make_train_step
 from jaxdiff.types import PyTree
@@ -77,13 +75,13 @@ def make(config: Any) -> Plan:
   @functools.cache
   def measure(examples: int) -> float:
     """Bytes of a device beside the state, with so many examples on each."""
-    batch = abstract_batch(config, examples * len(devices))
+    batch = tasks.abstract_batch(config, examples * len(devices))
     return tree_bytes(batch) / len(devices) + step_bytes(step, like_state, batch, devices, group)
 
   with ThreadPoolExecutor(1) as pool:  # beside the compiler, which does not hold Python's lock
     counted = pool.submit(step_flops, compiled)
     line = grown(measure, share, room, microbatches)
-  batch = tree_bytes(abstract_batch(config, share))
+  batch = tree_bytes(tasks.abstract_batch(config, share))
   held |= {"batch": batch, "activations": measure(share) - batch}
   return Plan(
     title=_title(config, group),
@@ -150,20 +148,7 @@ def step_flops(config: Any) -> float | None:
   """
   config = _changed(config, {"train.microbatches": 1, "model.scan": False})
   state, step = abstract(config)
-  return flops.on_host(step, state, abstract_batch(config, config.train.batch_size))
-
-
-def abstract_batch(config: Any, size: int) -> PyTree:
-  """Shapes and dtypes of a batch."""
-  side = config.data.image_size
-  shapes = {
-    "image": ((size, side, side, config.data.channels), jnp.uint8),
-    "label": ((size,), jnp.int32),
-    "index": ((size,), jnp.uint32),
-  }
-  if hint := hints.parse(config.data.hint):
-    shapes["hint"] = ((size, side, side, hint.channels), jnp.uint8)
-  return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+  return flops.on_host(step, state, tasks.abstract_batch(config, config.train.batch_size))
 
 
 def tree_bytes(tree: PyTree) -> int:

@@ -23,7 +23,7 @@ def initial(config):
 def lowered(config):
   """The step of a run on the devices here."""
   state, step = plan.abstract(config)
-  batch = plan.abstract_batch(config, config.train.batch_size)
+  batch = tasks.abstract_batch(config, config.train.batch_size)
   return parallel.make(config.parallel, config.train.batch_size).lower(step, state, batch)
 
 
@@ -81,7 +81,7 @@ def test_the_largest_batch_fits_and_no_much_larger_one(planned):
   held = sum(plan.state_bytes(state, parallel.shardings(config.parallel, 4, state)).values())
 
   def total(size):
-    batch = plan.abstract_batch(config, size)
+    batch = tasks.abstract_batch(config, size)
     return held + plan.tree_bytes(batch) / 4 + plan.step_bytes(step, state, batch, jax.devices()[:4], fsdp=2)
 
   assert total(planned.largest) <= 1.02 * BUDGET * plan.GIB
@@ -182,7 +182,7 @@ def test_what_is_computed_again_is_not_kept():
   for remat in ("none", "full"):
     compiled.model.remat = remat
     state, step = plan.abstract(compiled)
-    taken[remat] = plan.step_bytes(step, state, plan.abstract_batch(compiled, 64), jax.devices()[:1], 1)
+    taken[remat] = plan.step_bytes(step, state, tasks.abstract_batch(compiled, 64), jax.devices()[:1], 1)
   assert taken["full"] < 0.5 * taken["none"]
   unet = small.config("unet", "model.remat=full")
   assert "does not keep to config.model.remat" in plan._compilable(unet, jax.devices()[:1])[1][0]

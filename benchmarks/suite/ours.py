@@ -57,15 +57,14 @@ def config(case: Case) -> Any:
 
 def host_batch(case: Case, c: Any) -> dict[str, np.ndarray]:
   """A batch as the data pipeline gives it, of noise."""
-  rng = np.random.default_rng(0)
-  batch = {
-    "image": rng.integers(0, 256, case.shape, np.uint8),
-    "label": np.arange(case.batch_size, dtype=np.int32) % max(1, case.model["num_classes"]),
-    "index": np.arange(case.batch_size, dtype=np.uint32),
+  rng, classes = np.random.default_rng(0), max(1, case.model["num_classes"])
+  values = {
+    "image": lambda like: rng.integers(0, 256, like.shape, like.dtype),
+    "label": lambda like: np.arange(like.size, dtype=like.dtype) % classes,
+    "index": lambda like: np.arange(like.size, dtype=like.dtype),
+    "hint": lambda like: rng.integers(0, 2, like.shape, like.dtype) * np.uint8(255),
   }
-  if c.data.hint:
-    batch["hint"] = rng.integers(0, 2, (*case.shape[:3], 1), np.uint8) * np.uint8(255)
-  return batch
+  return {name: values[name](like) for name, like in tasks.abstract_batch(c, case.batch_size).items()}
 
 
 def one_device(case: Case, c: Any) -> parallel.Strategy:

@@ -34,14 +34,20 @@ def stages(config: Any) -> tuple[int, ...]:
   return STAGES[config.task](config) if config.task in STAGES else (config.train.steps,)
 
 
-def initial_state(config: Any, task: Task) -> Any:
-  """The state of a run before its first step, a function of config.seed alone."""
-  side, channels = config.data.image_size, config.data.channels
-  batch = {
-    "image": jnp.zeros((1, side, side, channels), jnp.uint8),
-    "label": jnp.zeros((1,), jnp.int32),
-    "index": jnp.zeros((1,), jnp.uint32),
+def abstract_batch(config: Any, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and dtypes of a batch of so many examples, as the data pipeline gives it."""
+  side = config.data.image_size
+  shapes = {
+    "image": ((size, side, side, config.data.channels), jnp.uint8),
+    "label": ((size,), jnp.int32),
+    "index": ((size,), jnp.uint32),
   }
   if hint := hints.parse(config.data.hint):
-    batch["hint"] = jnp.zeros((1, side, side, hint.channels), jnp.uint8)
+    shapes["hint"] = ((size, side, side, hint.channels), jnp.uint8)
+  return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+
+
+def initial_state(config: Any, task: Task) -> Any:
+  """The state of a run before its first step, a function of config.seed alone."""
+  batch = {name: jnp.zeros(like.shape, like.dtype) for name, like in abstract_batch(config, 1).items()}
   return task.init(jax.random.key(config.seed), batch)
