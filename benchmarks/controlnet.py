@@ -31,11 +31,11 @@ from jaxdiff import (
   data,
   draw,
   fidelity,
-  optim,
   parallel,
   platform,
   runs,
   sample,
+  tasks,
 )
 from jaxdiff.data import pixels
 from jaxdiff.scores.fidelity import FIDELITY
@@ -136,7 +136,7 @@ def trainer(workdir: Path, batch_size: int) -> tuple[Callable[[], None], int]:
   run = runs.restore(config, workdir, strategy)
   source = data.load(config.data.source, config.data.split)
   batch = strategy.place_batch(data.examples(source, config.data, np.arange(batch_size)))
-  step = make_train_step(run.task, optim.make_optimizer(config.optim, config.train.steps))
+  step = make_train_step(run.task, tasks.optimizer(config))
   compiled = strategy.lower(step, run.state, batch).compile()
   kept, memory = [run.state], compiled.memory_analysis()
 

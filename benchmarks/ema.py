@@ -98,7 +98,7 @@ def configured(flags: argparse.Namespace, decay: str) -> Any:
 
 def curves(config: Any, at: list[int]) -> Curves:
   """Trains once and scores the images of all parameters at each of these steps."""
-  tx = optax.chain(optim.make_optimizer(config.optim, config.train.steps), *map(transform, AVERAGES))
+  tx = optax.chain(tasks.optimizer(config), *map(transform, AVERAGES))
   task, strategy = tasks.make(config, tx), parallel.mesh(config.parallel, BATCH)
   extractor = features.load(config.eval.features, "--judge")
   extractor.check(images.shape(config.data))

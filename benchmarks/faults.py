@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdiff import checkpoints, configuration, optim, reporting, tasks
+from jaxdiff import checkpoints, configuration, reporting, tasks
 
 TINY = (
   "model.width=16", "model.depth=2", "model.heads=2", "train.batch_size=8", "train.sample_every=0", "train.log_every=5",
@@ -115,7 +115,7 @@ def saved(workdir: Path) -> tuple[int, int]:
 def last_state(workdir: Path) -> Any:
   """The newest checkpoint's state as NumPy arrays."""
   config = configuration.of_run(workdir)
-  task = tasks.make(config, optim.make_optimizer(config.optim, config.train.steps))
+  task = tasks.make(config, tasks.optimizer(config))
   abstract = jax.eval_shape(lambda: tasks.initial_state(config, task))
   restored = checkpoints.restore(checkpoints.open_for_reading(workdir), abstract, set_aside=False)
   if restored is None:

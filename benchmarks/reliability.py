@@ -106,14 +106,14 @@ def step_seconds(name: str, devices: int, fsdp: int, steps: int) -> float:
   import jax
   import numpy as np
 
-  from jaxdiff import configuration, optim, parallel, tasks
+  from jaxdiff import configuration, parallel, tasks
   from jaxdiff.train_step import make_train_step
 
   config: Any = configuration.load("configs/dit_cfg.py")
   configuration.override(config, [f"--config.parallel.strategy={name}", f"--config.parallel.fsdp={fsdp}"])
   size = config.train.batch_size
   strategy = parallel.STRATEGIES[name](config.parallel, size, jax.devices()[:devices])
-  tx = optim.make_optimizer(config.optim, config.train.steps)
+  tx = tasks.optimizer(config)
   task = tasks.make(config, tx)
   state = strategy.init(functools.partial(tasks.initial_state, config, task))
   numbers = np.arange(size)

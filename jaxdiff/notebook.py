@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff import configuration, data, main, optim, parallel, pictures, plots, reporting, tasks
+from jaxdiff import configuration, data, main, parallel, pictures, plots, reporting, tasks
 from jaxdiff.errors import UserError
 
 FAST = os.environ.get("JAXDIFF_FAST", "") not in ("", "0")
@@ -140,7 +140,7 @@ def placed(config_file: str, *overrides: str) -> tuple[Any, Any]:
   config = configuration.load(config_file)
   configuration.override(config, overrides)
   size = config.train.batch_size
-  task = tasks.make(config, optim.make_optimizer(config.optim, *tasks.stages(config)))
+  task = tasks.make(config, tasks.optimizer(config))
   strategy = parallel.make(config.parallel, size)
   state = strategy.init(functools.partial(tasks.initial_state, config, task))
   images = np.zeros((size, config.data.image_size**2 * config.data.channels), np.float32)

@@ -98,7 +98,7 @@ def make(config: Any) -> Plan:
 
 def abstract(config: Any) -> tuple[Any, TrainStep]:
   """The shapes of a run's state, and its train step."""
-  tx = optim.make_optimizer(config.optim, *tasks.stages(config))
+  tx = tasks.optimizer(config)
   task = tasks.make(config, tx)
   state = jax.eval_shape(functools.partial(tasks.initial_state, config, task))
   return state, make_train_step(task, tx, config.optim.skip_norm, config.train.microbatches)

@@ -22,7 +22,6 @@ from jaxdiff import (
   exported,
   goodput,
   locks,
-  optim,
   parallel,
   previews,
   runs,
@@ -85,7 +84,7 @@ def open_run(
   data.check_images(config.data)
   source = data.load(config.data.source, config.data.split, skip_unreadable=config.data.skip_unreadable)
   data.check_labels(source, config.model.num_classes)
-  tx = optim.make_optimizer(config.optim, *tasks.stages(config))
+  tx = tasks.optimizer(config)
   task = tasks.make(config, tx)
   strategy = parallel.make(config.parallel, t.batch_size)
   spikes.check_factor(t.spike_factor)

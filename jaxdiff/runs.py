@@ -35,7 +35,7 @@ def restore(config: Any, workdir: Path, strategy: parallel.Strategy) -> Run:
 
   Changes nothing there.  Raises UserError where there is no checkpoint or the config does not fit it.
   """
-  task = tasks.make(config, optim.make_optimizer(config.optim, *tasks.stages(config)))
+  task = tasks.make(config, tasks.optimizer(config))
   store = stores.of(config, workdir)
   make_state, restored = functools.partial(tasks.initial_state, config, task), None
   if (workdir / exported.FILE).is_file():

@@ -104,7 +104,7 @@ def config_of(config: Any, num_steps: int) -> Any:
 
 def student_of(own: Any, state: Any) -> tuple[Task, TrainState]:
   """(task, state) of a student as a run of its own: the averaged parameters, of which the average begins anew."""
-  tx = optim.make_optimizer(own.optim, *tasks.stages(own))
+  tx = tasks.optimizer(own)
   params = optim.ema_params(state)
   opt_state = optax.tree.set(jax.jit(tx.init)(params), ema_params=params)
   return tasks.make(own, tx), TrainState(state.step, params, opt_state, state.rng)

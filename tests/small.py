@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxdiff import checkpoints, configuration, optim, tasks
+from jaxdiff import checkpoints, configuration, tasks
 
 
 def config(name="dit", *overrides):
@@ -20,7 +20,7 @@ def config(name="dit", *overrides):
 
 def made(c):
   """(task, initial state) with the config's optimizer, compiled without optimisation: a UNet drawn operation by operation takes half a minute."""
-  task = tasks.make(c, optim.make_optimizer(c.optim, c.train.steps))
+  task = tasks.make(c, tasks.optimizer(c))
   fast = jax.jit(lambda: tasks.initial_state(c, task), compiler_options={"xla_backend_optimization_level": 0})
   return task, fast()
 

@@ -15,7 +15,7 @@ SMALL = ("model.width=64", "model.depth=1", "plan.devices=4")  # wide enough tha
 
 def initial(config):
   """The state of a run on the devices here, as train.py makes it."""
-  task = tasks.make(config, optim.make_optimizer(config.optim, *tasks.stages(config)))
+  task = tasks.make(config, tasks.optimizer(config))
   strategy = parallel.make(config.parallel, config.train.batch_size)
   return strategy.init(functools.partial(tasks.initial_state, config, task))
 

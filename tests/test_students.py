@@ -24,7 +24,7 @@ def train(workdir, teacher, *more):
 
 def state_of(workdir):
   config = configuration.of_run(workdir)
-  task = tasks.make(config, optim.make_optimizer(config.optim, *tasks.stages(config)))
+  task = tasks.make(config, tasks.optimizer(config))
   abstract = jax.eval_shape(lambda: tasks.initial_state(config, task))
   state, _ = checkpoints.restore(checkpoints.open_manager(workdir), abstract)
   return jax.tree.map(np.asarray, state.replace(rng=jax.random.key_data(state.rng)))

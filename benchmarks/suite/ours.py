@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from benchmarks.suite.cases import Case
 from benchmarks.suite.runner import Runner, resident_memory, scratch
 from configs import base, controlnet_cfg, distill_cfg
-from jaxdiff import configuration, optim, parallel, tasks
+from jaxdiff import configuration, parallel, tasks
 from jaxdiff.diffusion import guidance, samplers, schedules
 from jaxdiff.flops import count, counted
 from jaxdiff.train_step import TrainStep, make_train_step
@@ -79,7 +79,7 @@ def train_step(c: Any, task: Any, tx: Any) -> TrainStep:
 def compiled_step(case: Case) -> tuple[Callable[..., Any], Any, Any, dict[str, Any]]:
   """(the compiled train step, state, batch, facts), as train.py makes them."""
   c = config(case)
-  tx = optim.make_optimizer(c.optim, *tasks.stages(c))
+  tx = tasks.optimizer(c)
   task, strategy = tasks.make(c, tx), one_device(case, c)
   state = strategy.init(functools.partial(tasks.initial_state, c, task))
   batch = strategy.place_batch(host_batch(case, c))
@@ -90,7 +90,7 @@ def compiled_step(case: Case) -> tuple[Callable[..., Any], Any, Any, dict[str, A
 def abstract(case: Case) -> tuple[Any, ...]:
   """A case's computation as (function, *arguments), the state by its shapes."""
   c = config(case)
-  tx = optim.make_optimizer(c.optim, *tasks.stages(c))
+  tx = tasks.optimizer(c)
   task, batch = tasks.make(c, tx), host_batch(case, c)
   state = jax.eval_shape(functools.partial(tasks.initial_state, c, task))
   if case.kind == "sample":
@@ -146,7 +146,7 @@ def train(case: Case) -> Runner:
 def sample(case: Case) -> Runner:
   """Noise to images, as one program."""
   c = config(case)
-  task = tasks.make(c, optim.make_optimizer(c.optim, c.train.steps))
+  task = tasks.make(c, tasks.optimizer(c))
   # Parameters alone: optimizer and average would count as memory.
   params = one_device(case, c).init(lambda: tasks.initial_state(c, task).params)
   label = jnp.asarray(host_batch(case, c)["label"])
@@ -245,7 +245,7 @@ def checkpoint(case: Case) -> Runner:
   from jaxdiff import checkpoints
 
   c = config(case)
-  task = tasks.make(c, optim.make_optimizer(c.optim, c.train.steps))
+  task = tasks.make(c, tasks.optimizer(c))
   state = one_device(case, c).init(functools.partial(tasks.initial_state, c, task))
   manager = checkpoints.open_manager(scratch())
   numbers: Iterator[int] = itertools.count(1)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdiff import optim
 from jaxdiff.data import hints
 from jaxdiff.errors import unknown
 from jaxdiff.tasks import classifier, controlnet, denoise, distill
@@ -32,6 +33,11 @@ def make(config: Any, tx: optax.GradientTransformation) -> Task:
 def stages(config: Any) -> tuple[int, ...]:
   """The train steps of each stage of a run, as the optimizer wants them: for most tasks there is one."""
   return STAGES[config.task](config) if config.task in STAGES else (config.train.steps,)
+
+
+def optimizer(config: Any) -> optax.GradientTransformationExtraArgs:
+  """The optimizer of config.optim for all stages of a run."""
+  return optim.make_optimizer(config.optim, *stages(config))
 
 
 def abstract_batch(config: Any, size: int) -> dict[str, jax.ShapeDtypeStruct]:

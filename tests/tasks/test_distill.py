@@ -35,7 +35,7 @@ def batch():
 
 
 def make(c):
-  tx = optim.make_optimizer(c.optim, *tasks.stages(c))
+  tx = tasks.optimizer(c)
   return tx, tasks.make(c, tx)
 
 
