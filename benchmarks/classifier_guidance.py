@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import digits
-from jaxdiff import configuration, draw, parallel, platform, runs, sample
+from benchmarks import digits, turns
+from jaxdiff import configuration, platform, sample
 from jaxdiff.files import write_atomically
 
 RUNS = {
@@ -80,14 +79,12 @@ def main() -> None:
   plot(found, (flags.out or flags.workdir) / "classifier_guidance.png")
 
 
-def drawer(workdir: Path, run: str, settings: dict[str, Any]) -> tuple[Any, draw.Draw]:
-  """(state, draw) of a run, config.sample changed as settings say; classifiers are named as in RUNS."""
+def config_of(workdir: Path, run: str, settings: dict[str, Any]) -> Any:
+  """The config of a run, config.sample changed as settings say; classifiers are named as in RUNS."""
   config = configuration.of_run(workdir / run)
   classifier = settings.get("classifier")
   config.sample.update(settings | ({"classifier": str(workdir / classifier)} if classifier else {}))
-  strategy = parallel.mesh(config.parallel, BATCH)
-  loaded = runs.restore(config, workdir / run, strategy)
-  return loaded.state, draw.make_draw(config, loaded.task, strategy.place_rows)
+  return config
 
 
 def curves(workdir: Path) -> dict[str, list[dict[str, float]]]:
@@ -100,7 +97,8 @@ def curve(
 ) -> Iterator[dict[str, float]]:
   label = np.resize(np.arange(10, dtype=np.int32), digits.COUNT)
   for scale in scales:
-    state, draws = drawer(workdir, run, settings | {key: float(scale)})
+    config = config_of(workdir, run, settings | {key: float(scale)})
+    state, draws = turns.opened(config, workdir / run, BATCH)
     drawn = np.concatenate(list(sample.draw_all(draws, state, label, BATCH)))
     images = drawn.reshape(len(drawn), -1) / 255 * 16
     yield {"scale": scale, "accuracy": digits.accuracy(images, label)} | digits.copies(images)
@@ -108,20 +106,17 @@ def curve(
 
 def timed(workdir: Path, rounds: int) -> dict[str, dict[str, float]]:
   """Seconds an image, the ways in turn, and their ratio to classifier-free guidance: medians and quartiles of the rounds."""
-  ways = {name: drawer(workdir, *what) for name, what in TIMED.items()}
-  seconds: dict[str, list[float]] = {name: [] for name in ways}
-  index, label = np.arange(BATCH), np.resize(np.arange(10), BATCH)
-  for number in range(rounds + 1):
-    for name, (state, draws) in ways.items():
-      begin = time.perf_counter()
-      draws(state, index, label)
-      if number:  # the first compiles
-        seconds[name].append((time.perf_counter() - begin) / BATCH)
-  return {name: row(np.asarray(own), np.asarray(seconds[REFERENCE])) for name, own in seconds.items()}
+  label = np.resize(np.arange(10), BATCH)
+  ways = {
+    name: turns.drawer(config_of(workdir, run, settings), workdir / run, label)
+    for name, (run, settings) in TIMED.items()
+  }
+  seconds = turns.timed(ways, rounds)
+  return {name: row(own / BATCH, seconds[REFERENCE] / BATCH) for name, own in seconds.items()}
 
 
 def row(own: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-  low, middle, high = np.quantile(own / reference, (0.25, 0.5, 0.75))
+  low, middle, high = turns.quartiles(own / reference)
   return {"seconds": float(np.median(own)), "ratio": middle, "ratio_low": low, "ratio_high": high}
 
 

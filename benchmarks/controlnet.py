@@ -15,7 +15,6 @@ of drawing a batch with and without the branch.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import turns
 from jaxdiff import (
   classifiers,
   configuration,
   control,
   data,
-  draw,
   fidelity,
   parallel,
   platform,
@@ -87,8 +86,6 @@ def obeyed(
   hint = config.data.hint.partition("(")[0]
   if hint in readers:
     config.control.reader = f"{hint}(onnx={readers[hint]!r}, scaling=unit)"
-  strategy = parallel.mesh(config.parallel, BATCH)
-  run = runs.restore(config, workdir, strategy)
   number, label = np.arange(num), sample.labels(config, num)
   asked, reader, real = (
     control.own_hints(config)(number),
@@ -98,10 +95,10 @@ def obeyed(
   if reader is None or real is None:
     raise SystemExit(f"{workdir}: no detector finds {hint} in images; give --reader {hint}=FILE.onnx")
   found = {"hint": hint, "real": FIDELITY[hint](asked, reader(real))}
-  drawing = draw.make_draw(config, run.task, strategy.place_rows)
+  state, drawing = turns.opened(config, workdir, BATCH)
   for name, scale in (("without", 0.0), ("with", 1.0)):
     config.sample.control_scale = (scale,)
-    images = np.concatenate(list(sample.draw_all(drawing, run.state, label, BATCH)))
+    images = np.concatenate(list(sample.draw_all(drawing, state, label, BATCH)))
     found |= {name: FIDELITY[hint](asked, reader(images)), f"class {name}": judge(images, label)}
   return found
 
@@ -152,23 +149,13 @@ def drawer(workdir: Path, asked: Any) -> Callable[[], Any]:
   config = configuration.of_run(workdir)
   config.sample.update({key: asked[key] for key in ("sampler", "steps", "grid", "guidance")})
   config.sample.hint = "data" if config.task == "controlnet" else ""
-  strategy = parallel.mesh(config.parallel, BATCH)
-  run = runs.restore(config, workdir, strategy)
-  drawing = draw.make_draw(config, run.task, strategy.place_rows)
-  label = np.zeros(BATCH, np.int32)
-  return lambda: drawing(run.state, np.arange(BATCH), label)
+  return turns.drawer(config, workdir, np.zeros(BATCH, np.int32))
 
 
 def table(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, str]:
   """Milliseconds of each way, in turn, and their ratio to the base's: medians and quartiles of the rounds."""
-  seconds: dict[str, list[float]] = {name: [] for name in ways}
-  for number in range(rounds + 1):
-    for name, once in ways.items():
-      begin = time.perf_counter()
-      once()
-      if number:  # the first compiles
-        seconds[name].append(time.perf_counter() - begin)
-  ratio = np.quantile(np.divide(seconds["branch"], seconds["base"]), (0.25, 0.5, 0.75))
+  seconds = turns.timed(ways, rounds)
+  ratio = turns.quartiles(seconds["branch"] / seconds["base"])
   found = {name: f"{1000 * np.median(times):.0f} ms" for name, times in seconds.items()}
   return found | {"branch / base": "{1:.2f} ({0:.2f} to {2:.2f})".format(*ratio)}
 

@@ -12,7 +12,6 @@ Prints tables and draws --out.  Runs are copied first: the workdirs stay as they
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import turns
 from benchmarks.evaluation import Row, judged, rows_of
-from jaxdiff import configuration, draw, parallel, platform, runs, students
+from jaxdiff import configuration, platform, students
 
 FULL = 256  # steps of the teacher that count as all
 SOLVERS = {"teacher, DDIM": "ddim", "teacher, DPM-Solver++ 2M": "dpmpp_2m"}
@@ -121,30 +121,21 @@ def speed(flags: argparse.Namespace) -> list[str]:
     folder = students.folder_of(flags.students, count)
     if folder.is_dir():
       ways[f"student, {count} steps"] = drawer(folder, {})  # as they were scored
-  seconds: dict[str, list[float]] = {name: [] for name in ways}
-  for number in range(ROUNDS + 1):
-    for name, once in ways.items():
-      begin = time.perf_counter()
-      once()
-      if number:  # the first compiles
-        seconds[name].append((time.perf_counter() - begin) / BATCH)
-  teacher = np.asarray(next(iter(seconds.values())))
+  seconds = turns.timed(ways, ROUNDS)
+  teacher = next(iter(seconds.values()))
   return [
-    f"{name}: {1000 * np.median(own):.2f} ms an image, {{1:.1f}} times as fast ({{0:.1f}} to {{2:.1f}})".format(
-      *np.quantile(teacher / np.asarray(own), (0.25, 0.5, 0.75))
+    f"{name}: {1000 * np.median(own) / BATCH:.2f} ms an image, {{1:.1f}} times as fast ({{0:.1f}} to {{2:.1f}})".format(
+      *turns.quartiles(teacher / own)
     )
     for name, own in seconds.items()
   ]
 
 
 def drawer(workdir: Path, settings: dict[str, Any]) -> Callable[[], Any]:
-  """Draws a batch of a run's images."""
+  """Draws a batch of a run's images, config.sample changed as settings say."""
   config = configuration.of_run(workdir)
   config.sample.update(settings)
-  strategy = parallel.mesh(config.parallel, BATCH)
-  run = runs.restore(config, workdir, strategy)
-  drawing, label = draw.make_draw(config, run.task, strategy.place_rows), np.arange(BATCH) % 10
-  return lambda: drawing(run.state, np.arange(BATCH), label)
+  return turns.drawer(config, workdir, np.arange(BATCH) % 10)
 
 
 if __name__ == "__main__":
