@@ -25,11 +25,11 @@ import matplotlib
 import numpy as np
 
 from benchmarks import digits
-from jaxdiff import checkpoints, configuration, optim, parallel, platform, runs, steering
+from jaxdiff import checkpoints, configuration, optim, parallel, platform, runs, steering, toy
 from jaxdiff.data import pixels
 from jaxdiff.diffusion import samplers, schedules
 from jaxdiff.tasks import process
-from jaxdiff.types import Array, Cond, Denoiser, NoiseSchedule, Prediction, Sampler
+from jaxdiff.types import Array, Cond, Denoiser, NoiseSchedule, Sampler
 
 matplotlib.use("Agg")
 from matplotlib import pyplot, ticker
@@ -121,35 +121,16 @@ class Problem(NamedTuple):
 COMPONENTS, RADIUS, STD = 8, 1.0, 0.1
 
 
-def mixture_denoiser(schedule: NoiseSchedule) -> Denoiser:
-  """E[x | z_t] for x ~ the mean over k of N(m_k, STD^2 I), m_k evenly spaced on a circle in the plane.
-
-  z_t given k is N(alpha m_k, (alpha^2 STD^2 + sigma^2) I); so x_hat = sum_k p(k | z) (m_k + gain (z - alpha m_k)),
-  gain = alpha STD^2 / (alpha^2 STD^2 + sigma^2).  Shapes: z: [B,1,1,2].
-  """
-  means = jnp.asarray(centres())
-
-  def denoise(z: Array, t: Array, cond: Cond) -> Prediction:
-    del cond
-    alpha, sigma = schedules.alpha_sigma(schedule, t, z.ndim)
-    variance = alpha**2 * STD**2 + sigma**2
-    off = z[..., None, :] - alpha[..., None] * means  # [B,1,1,K,2]
-    share = jax.nn.softmax(-jnp.sum(off**2, -1) / (2 * variance), axis=-1)[..., None]
-    x = jnp.sum(share * (means + (alpha * STD**2 / variance)[..., None] * off), axis=-2)
-    return Prediction(x, (z - alpha * x) / sigma)
-
-  return denoise
-
-
-def centres() -> np.ndarray:
+def circle() -> toy.Mixture:
+  """The mean over k of N(m_k, STD^2 I), m_k f64[1,1,2] evenly spaced on a circle in the plane; one label for all."""
   angle = 2 * np.pi * np.arange(COMPONENTS) / COMPONENTS
-  return RADIUS * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+  means = RADIUS * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+  return toy.Mixture(means.reshape(-1, 1, 1, 2), np.zeros(COMPONENTS, np.int32), STD)
 
 
-def mixture_draws(count: int, seed: int) -> np.ndarray:
+def circle_draws(count: int, seed: int) -> np.ndarray:
   """Exact draws of the data, f64[count,2]."""
-  rng = np.random.default_rng(seed)
-  return centres()[rng.integers(COMPONENTS, size=count)] + STD * rng.standard_normal((count, 2))
+  return toy.draw(circle(), count, seed)[0].reshape(-1, 2)
 
 
 def sliced_distance(a: np.ndarray, b: np.ndarray, directions: int = 32) -> float:
@@ -196,13 +177,13 @@ def mixture(sizes: Sizes) -> tuple[Table, float, Table]:
   """(distances to the flow, that of the reference from a coarser one, distances between distributions)."""
   schedule = schedules.cosine()
   eps = jax.random.normal(jax.random.key(0), (sizes.drawn, 1, 1, 2), jnp.float64)
-  every = Problem(schedule, mixture_denoiser(schedule), eps, Cond(jnp.zeros(sizes.drawn, jnp.int32)))
+  every = Problem(schedule, toy.denoiser(circle(), schedule), eps, Cond(jnp.zeros(sizes.drawn, jnp.int32)))
   some = every.first(sizes.points)
   reference, accuracy = flow(some, MIXTURE_FLOW, sizes.flow_steps)
   to_flow = distances(some, reference, sizes.nfe)
 
-  data = mixture_draws(sizes.drawn, seed=0)
-  exact = np.median([sliced_distance(mixture_draws(sizes.drawn, seed), data) for seed in range(1, 6)])
+  data = circle_draws(sizes.drawn, seed=0)
+  exact = np.median([sliced_distance(circle_draws(sizes.drawn, seed), data) for seed in range(1, 6)])
   to_data: Table = {"exact draws": [float(exact)] * len(sizes.nfe)}
   for name, method in {"ddim, uniform": DETERMINISTIC["ddim, uniform"], **STOCHASTIC}.items():
     ends = [every.solve(method, method.times(n, schedule)) for n in sizes.nfe]

@@ -20,7 +20,7 @@ from jaxdiff.types import NULL_LABEL, Array, Cond, Denoiser, NoiseSchedule, Pred
 class Mixture(NamedTuple):
   """p(x) = the mean over k of N(m_k, std^2 I); a label names the components that have it.
 
-  Shapes: means: f32[K,H,W,C]; labels: i32[K].
+  Shapes: means: f32[K,H,W,C], or f64 where all is to be computed so; labels: i32[K].
   """
 
   means: np.ndarray
@@ -45,11 +45,11 @@ def digits(std: float = 0.05) -> Mixture:
 
 
 def draw(mixture: Mixture, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-  """Points of the mixture and their labels: f32[count,H,W,C], i32[count]."""
-  rng = np.random.default_rng(seed)
+  """Points of the mixture and their labels: [count,H,W,C] in the dtype of the means, i32[count]."""
+  rng, kind = np.random.default_rng(seed), mixture.means.dtype.type
   k = rng.integers(len(mixture.means), size=count)
-  noise = rng.standard_normal((count, *mixture.means.shape[1:]), np.float32)
-  return mixture.means[k] + np.float32(mixture.std) * noise, mixture.labels[k]
+  noise = rng.standard_normal((count, *mixture.means.shape[1:]), kind)
+  return mixture.means[k] + kind(mixture.std) * noise, mixture.labels[k]
 
 
 def denoiser(mixture: Mixture, schedule: NoiseSchedule) -> Denoiser:

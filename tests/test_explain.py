@@ -30,6 +30,14 @@ def test_the_toys_denoiser_is_the_conditional_mean(label):
   np.testing.assert_allclose(alpha * said.x + sigma * said.eps, z.reshape(1, 1, 1, 2), atol=1e-6)
 
 
+def test_a_mixture_of_doubles_is_drawn_and_denoised_as_doubles():
+  mixture = PLANE._replace(means=PLANE.means.astype(np.float64))
+  x, label = toy.draw(mixture, 4)
+  with jax.enable_x64(True):
+    said = toy.denoiser(mixture, COSINE)(jnp.asarray(x), jnp.full(4, 0.5), Cond(jnp.asarray(label)))
+  assert {x.dtype, said.x.dtype, said.eps.dtype} == {np.dtype(np.float64)}
+
+
 def test_the_digits_are_drawn_by_their_own_denoiser():
   """From noise, under a label, each ends at a digit of that label."""
   digits, label = toy.digits(std=0.02), np.arange(10)
