@@ -273,9 +273,7 @@ def _name(config: Any, overrides: list[str]) -> str:
 
 def _cache_dir() -> Path:
   """Where compiled programs are kept between runs."""
-  if given := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-    return Path(given)
-  return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdiff" / "xla"
+  return Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or platform.cache_dir() / "xla")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,11 @@ class Strategy(NamedTuple):
   fetch: Callable[[PyTree], PyTree]
 
 
+def multiple(count: int, devices: int | None = None) -> int:
+  """The next multiple of the number of devices, by default all: rows are split over them evenly."""
+  return count + -count % (devices or jax.device_count())
+
+
 def mesh(config: Any, batch_size: int, devices: Sequence[jax.Device] | None = None) -> Strategy:
   """jit over a mesh with the axes `data` (the batch is split) and `fsdp` (batch and large state leaves are split).
 

@@ -1,4 +1,4 @@
-"""What must be settled before JAX starts its backend: XLA's flags for a CPU, the compilation cache.
+"""What must be settled before JAX starts its backend: XLA's flags for a CPU, the compilation cache; and where caches lie.
 
 Call `configure` first thing in a program. Importing jaxdiff never changes a process's settings.
 """
@@ -35,6 +35,11 @@ def configure(cache_dir: str | os.PathLike[str] | None = None) -> None:
   if cache_dir is not None:
     jax.config.update("jax_compilation_cache_dir", str(Path(cache_dir).expanduser().absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def cache_dir() -> Path:
+  """Where what is downloaded or compiled is kept from run to run: $XDG_CACHE_HOME/jaxdiff, else ~/.cache/jaxdiff."""
+  return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdiff"
 
 
 def xla_flags(given: str, version: tuple[int, ...], on_cpu: bool) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxdiff import (
@@ -54,7 +53,7 @@ def labels(config: Any, num: int) -> np.ndarray:
 
 def preview_labels(config: Any) -> np.ndarray:
   """The labels of the images that a run shows of itself: a grid's at most, as many as its devices draw at once.  i32[N]."""
-  return labels(config, _multiple(min(config.sample.num, MAX_TILES)))
+  return labels(config, parallel.multiple(min(config.sample.num, MAX_TILES)))
 
 
 def draw_all(
@@ -81,7 +80,7 @@ def run(config: Any, workdir: Path, stop: StopRequest) -> None:
   """
   check(config)
   s = config.sample
-  batch_size = _multiple(min(s.batch_size, s.num))
+  batch_size = parallel.multiple(min(s.batch_size, s.num))
   strategy = parallel.mesh(config.parallel, batch_size)
   _, task, state, names = runs.restore(config, workdir, strategy)
   folder = Path(s.folder).expanduser() if s.folder else workdir
@@ -124,7 +123,7 @@ def make_preview(
     path = workdir / "samples" / f"{step:07d}.png"
     shown = {"samples": save_grid(path, seen.tiles(len(label)), label, names)}
     if is_last:
-      few = label[: _multiple(FILM_ROWS)]
+      few = label[: parallel.multiple(FILM_ROWS)]
       frames = draw(state, np.arange(len(few)), few, record=True)
       shown["denoising"] = pictures.film_strip(frames, visited, _named(few, names))
       if distributed.is_first():
@@ -169,8 +168,3 @@ def save_grid(path: Path, images: np.ndarray, label: np.ndarray, names: Sequence
 
 def _named(label: np.ndarray, names: Sequence[str]) -> list[str]:
   return [names[i] if 0 <= i < len(names) else "" for i in label]
-
-
-def _multiple(count: int) -> int:
-  """The next multiple of the number of devices: rows are split over them evenly."""
-  return count + -count % jax.device_count()

@@ -28,7 +28,7 @@ def write(folder: Folder, leave_out: Collection[str] = ()) -> None:
   """
   names = sorted(path.relative_to(folder).as_posix() for path in _files(folder))
   kept = [name for name in names if name not in {NAME, *leave_out}]
-  lines = [_header(len(kept)), *(f"{_sum(folder / name)}  {name}" for name in kept)]
+  lines = [_header(len(kept)), *(f"{sha256(folder / name)}  {name}" for name in kept)]
   (folder / NAME).write_text("".join(f"{line}\n" for line in lines))
 
 
@@ -52,7 +52,7 @@ def check(folder: Folder, below: str = "") -> None:
     if not name.startswith(below):
       continue
     try:
-      found = _sum(folder / name)
+      found = sha256(folder / name)
     except FileNotFoundError:
       raise Damaged(f"{name} is missing") from None
     except OSError as error:
@@ -61,6 +61,12 @@ def check(folder: Folder, below: str = "") -> None:
       raise Damaged(f"{name} cannot be read: {error.strerror}") from None
     if found != wanted:
       raise Damaged(f"{name} has changed since it was written: its SHA-256 is not the one in {NAME}")
+
+
+def sha256(path: Folder) -> str:
+  """The SHA-256 of a file, in hexadecimal digits."""
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _listed(folder: Folder) -> dict[str, str]:
@@ -92,8 +98,3 @@ def _files(folder: Folder) -> Iterator[Folder]:
 
 def _header(count: int) -> str:
   return f"# {count} files; check them here with: sha256sum -c {NAME}"
-
-
-def _sum(path: Folder) -> str:
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
 """Weights of other people's networks: found in the cache, or downloaded once and checked.
 
-The cache is $XDG_CACHE_HOME/jaxdiff, else ~/.cache/jaxdiff. PyTorch reads a .pth file once; from then on its tensors
-lie beside it as an .npz, which NumPy reads alone.
+The cache is platform's. PyTorch reads a .pth file once; from then on its tensors lie beside it as an .npz, which NumPy
+reads alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from jaxdiff.errors import UserError, require
+from jaxdiff import platform, sums
+from jaxdiff.errors import UserError, first_line, require
 from jaxdiff.files import write_atomically
 from jaxdiff.models import inception
 
@@ -48,7 +49,7 @@ def inception_weights(path: str | os.PathLike[str] = "") -> dict[str, Any]:
     where the download fails; and where a .pth has to be read without PyTorch.
   """
   file = given(Path(path).expanduser()) if path else published_inception()
-  kept = file if file.suffix == ".npz" else npz_path(sha256(file))
+  kept = file if file.suffix == ".npz" else npz_path(sums.sha256(file))
   tensors = read_npz(kept) if kept.is_file() else read_pth(file)
   try:
     params = inception.from_torch(tensors)
@@ -68,7 +69,7 @@ def given(file: Path) -> Path:
     raise UserError(f"there is no file {str(file)!r} with Inception's weights. They are at {INCEPTION_URL}.")
   if file.suffix not in (".pth", ".npz"):
     raise UserError(f"{str(file)!r} should be a .pth file with Inception's weights, or an .npz made of one.")
-  if file.suffix == ".pth" and sha256(file) != INCEPTION_SHA256:
+  if file.suffix == ".pth" and sums.sha256(file) != INCEPTION_SHA256:
     logger.warning("%s is not the published Inception: its scores compare only with its own.", file)
   return file
 
@@ -78,12 +79,12 @@ def published_inception() -> Path:
 
   Raises: UserError for a .pth in the cache with another hash, and where the download fails.
   """
-  cache = cache_dir()
+  cache = platform.cache_dir()
   if (converted := npz_path(INCEPTION_SHA256)).is_file():
     return converted
   for name in INCEPTION_FILES:
     if (file := cache / name).is_file():
-      if sha256(file) != INCEPTION_SHA256:
+      if sums.sha256(file) != INCEPTION_SHA256:
         raise UserError(f"{file} is damaged or another file: {expected_hash()}. Delete it, or replace it.")
       return file
   require_torch()  # before 95 MB are fetched in vain
@@ -91,14 +92,9 @@ def published_inception() -> Path:
   return target
 
 
-def cache_dir() -> Path:
-  """Where downloads are kept."""
-  return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdiff"
-
-
 def npz_path(digest: str) -> Path:
   """Where the tensors of the .pth file with this sha256 are kept, so that no other file's can be taken for them."""
-  return cache_dir() / f"inception-{digest[:16]}.npz"
+  return platform.cache_dir() / f"inception-{digest[:16]}.npz"
 
 
 def expected_hash() -> str:
@@ -135,9 +131,8 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
     state = torch.load(path, map_location="cpu", weights_only=True)
     return {name: (t.float() if t.is_floating_point() else t).numpy() for name, t in state.items()}
   except Exception as error:  # noqa: BLE001 - a damaged pickle raises whatever its bytes happen to mean
-    reason = str(error).strip().split("\n")[0]
     raise UserError(
-      f"cannot read {path} as a PyTorch state dict ({type(error).__name__}: {reason}). It may be truncated; "
+      f"cannot read {path} as a PyTorch state dict ({type(error).__name__}: {first_line(error)}). It may be truncated; "
       f"download it again from {INCEPTION_URL}."
     ) from None
 
@@ -185,9 +180,3 @@ def received(url: str, by_hand: str) -> Iterator[bytes]:
     raise UserError(f"cannot download {url}: {error}. {by_hand}") from None
   if done < total:
     raise UserError(f"cannot download {url}: it broke off after {done} of {total} bytes. {by_hand}")
-
-
-def sha256(path: Path) -> str:
-  """The sha256 of a file, in hexadecimal digits."""
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()

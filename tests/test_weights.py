@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import weights
+from jaxdiff import platform, sums, weights
 from jaxdiff.errors import UserError
 from jaxdiff.models import inception
 from tests.models import inception_again
@@ -46,7 +46,7 @@ def pth(tmp_path):
 @pytest.fixture
 def published(pth, monkeypatch):
   """The small file stands for the published one, on a server that is a folder."""
-  monkeypatch.setattr(weights, "INCEPTION_SHA256", weights.sha256(pth))
+  monkeypatch.setattr(weights, "INCEPTION_SHA256", sums.sha256(pth))
   monkeypatch.setattr(weights, "INCEPTION_URL", pth.as_uri())
   return pth
 
@@ -98,7 +98,7 @@ def test_finds_a_file_put_into_the_cache_by_hand(published, cache, any_network, 
 def test_keeps_the_cache_under_home_without_xdg(monkeypatch, tmp_path):
   monkeypatch.delenv("XDG_CACHE_HOME")
   monkeypatch.setenv("HOME", str(tmp_path))
-  assert weights.cache_dir() == tmp_path / ".cache" / "jaxdiff"
+  assert platform.cache_dir() == tmp_path / ".cache" / "jaxdiff"
 
 
 def test_another_file_than_the_published_one_is_read_with_a_warning(pth, cache, any_network, caplog):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdiff import errors
-from jaxdiff.errors import UserError, require
+from jaxdiff.errors import UserError, first_line, require
 
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -152,8 +152,3 @@ def run(session: Any, feed: dict[str, np.ndarray], path: Any) -> np.ndarray:
   except Exception as error:  # noqa: BLE001 - as in open_session
     shape = next(iter(feed.values())).shape
     raise UserError(f"{path} fails on images {list(shape)}: {first_line(error)}") from None
-
-
-def first_line(error: Exception) -> str:
-  """What an exception says, without what follows."""
-  return str(error).strip().split("\n")[0]

@@ -21,6 +21,7 @@ from jaxdiff import (
   configuration,
   distributed,
   optim,
+  parallel,
   pictures,
   reporting,
   sample,
@@ -80,8 +81,7 @@ def draw(
 
   Returns once all processes have drawn theirs.  Raises Stopped between two batches where `stop` is reached.
   """
-  devices, width = jax.local_device_count(), batch_size
-  width += -width % devices
+  width = parallel.multiple(batch_size, jax.local_device_count())
   # A round is a batch of each process, in the last one perhaps of none. All ask together whether to stop: a process that is
   # ahead, as its batches lie there already, would put the stop off until the others have caught up.
   rounds = range(0, len(label), batch_size * jax.process_count())

@@ -179,8 +179,7 @@ def settings(config: Any, restored: runs.Run) -> dict[str, Any]:
 def local_mesh(config: Any) -> parallel.Strategy:
   """The devices of this process: each process draws batches of its own."""
   devices = jax.local_devices()
-  width = config.sample.batch_size + -config.sample.batch_size % len(devices)
-  return parallel.mesh(config.parallel, width, devices)
+  return parallel.mesh(config.parallel, parallel.multiple(config.sample.batch_size, len(devices)), devices)
 
 
 def restore(config: Any, workdir: Path) -> runs.Run | None:

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxdiff import classifiers, onnx_model, runs, weights
+from jaxdiff import classifiers, onnx_model, runs, sums, weights
 from jaxdiff.data.base import digest
 from jaxdiff.errors import UserError, unknown
 from jaxdiff.models import inception
@@ -101,7 +101,7 @@ def _onnx(spec: str, where: str, key: str) -> Extractor:
   def check(shape: Shape) -> None:
     run(np.zeros((1, *shape), np.uint8))  # says itself what does not fit
 
-  mark = weights.sha256(Path(file).expanduser())[:12]
+  mark = sums.sha256(Path(file).expanduser())[:12]
   return Extractor(
     spec, f"onnx-{mark}-{scaling or 'unit'}", "none", lambda images: Seen(run(images), None), check
   )

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxdiff import data, draw, parallel
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation import drawn, evaluate, features, figures, images, report, scorer
@@ -44,8 +42,7 @@ def make_measure(config: Any, workdir: Path) -> Callable[[draw.Draw, Any], dict[
   e, shape = config.eval, images.shape(config.data)
   scoring = scorer.make(config, check(config), workdir)
   label = drawn.labels(config, e.quick_num)
-  width = min(config.sample.batch_size, e.quick_num)
-  width += -width % jax.device_count()
+  width = parallel.multiple(min(config.sample.batch_size, e.quick_num))
 
   def measure(drawing: draw.Draw, state: Any) -> dict[str, float]:
     batches = drawn.in_memory(drawing, state, label, width)
