@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 
 from jaxdiff import configuration, distributed, stores, sums
 from jaxdiff.errors import UserError, first_line
+from jaxdiff.files import unwritable
 from jaxdiff.stores import Folder
 from jaxdiff.types import PyTree
 
@@ -52,17 +53,21 @@ def are_in(store: Folder) -> bool:
 
 
 def open_manager(store: Folder, keep: int = 1, keep_every: int = 0) -> Manager:
-  """Orbax's manager of a run's checkpoints: the last `keep` stay, and every one whose step divides by keep_every."""
-  return _manager(
-    store,
-    ocp.CheckpointManagerOptions(
-      max_to_keep=keep,
-      keep_period=keep_every or None,
-      enable_async_checkpointing=True,
-      cleanup_tmp_directories=True,
-      async_options=ocp.AsyncOptions(post_finalization_callback=functools.partial(_seal, store / FOLDER)),
-    ),
+  """Orbax's manager of a run's checkpoints: the last `keep` stay, and every one whose step divides by keep_every.
+
+  Raises UserError where their folder cannot be made or cleared of what a killed run left.
+  """
+  options = ocp.CheckpointManagerOptions(
+    max_to_keep=keep,
+    keep_period=keep_every or None,
+    enable_async_checkpointing=True,
+    cleanup_tmp_directories=True,
+    async_options=ocp.AsyncOptions(post_finalization_callback=functools.partial(_seal, store / FOLDER)),
   )
+  try:
+    return _manager(store, options)
+  except OSError as error:
+    raise unwritable(store / FOLDER, error) from error
 
 
 def open_for_reading(store: Folder) -> Manager:

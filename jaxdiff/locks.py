@@ -27,8 +27,8 @@ def hold(*folders: Folder) -> Iterator[None]:
   """Within this context no other run trains in these folders: a workdir, and where its checkpoints lie.
 
   Their files stay: deleting one would let two runs lock two files.
-  Raises UserError where another process, on any host that shares a folder, trains there.  On a file system without
-  locks this is only a warning; in a bucket, which has none, nothing.
+  Raises UserError where another process, on any host that shares a folder, trains there, and where the lock's file cannot
+  be written.  On a file system without locks this is only a warning; in a bucket, which has none, nothing.
   """
   with contextlib.ExitStack() as stack:
     for folder in dict.fromkeys(folders):
@@ -37,14 +37,15 @@ def hold(*folders: Folder) -> Iterator[None]:
     yield
 
 
-def _open(folder: Path) -> IO[str]:
+def _open(folder: Path) -> IO[bytes]:
   try:
-    return (folder / NAME).open("a+")
+    # Without a buffer, as closing would once more write what a full disk has refused.
+    return (folder / NAME).open("a+b", buffering=0)
   except OSError as error:
     raise unwritable(folder / NAME, error) from error
 
 
-def _take(file: IO[str], folder: Path) -> None:
+def _take(file: IO[bytes], folder: Path) -> None:
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
@@ -56,12 +57,14 @@ def _take(file: IO[str], folder: Path) -> None:
       "%s could not be locked (%s): take care that no second run trains there.", folder, error.strerror
     )
     return
-  file.truncate(0)
-  file.write(f"process {os.getpid()} on {socket.gethostname()}")
-  file.flush()
+  try:
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+  except OSError as error:
+    raise unwritable(folder / NAME, error) from error
 
 
-def _holder(file: IO[str]) -> str:
+def _holder(file: IO[bytes]) -> str:
   """Who holds a lock: what it has written, which it does right after taking it."""
   file.seek(0)
-  return file.read(200).strip() or "another process"
+  return file.read(200).decode(errors="replace").strip() or "another process"

@@ -30,6 +30,7 @@ MARK = "commit_success.txt"  # Orbax's, of a folder in a bucket that is whole
 OURS = re.compile(
   r"forbidden|denied|unauthenticated|credentials|project|not exist|not found|\b40[0134]\b", re.IGNORECASE
 )
+PROBE_BYTES = 4096  # that a folder is tried with: an empty file fits on a full disk
 UNFINISHED = ocp.path.step.TMP_DIR_SUFFIX  # Orbax's, in the name of a folder on a file system that is not
 
 # Before the first path is made: gcsfs also where TensorFlow is installed, whose files are other ones; and no listings that are kept,
@@ -101,7 +102,12 @@ def _try(folder: Folder) -> None:
   else:
     folder.mkdir(parents=True, exist_ok=True)
   probe = folder / f".write-test-{os.getpid()}"
-  probe.write_text("")
+  try:
+    probe.write_bytes(bytes(PROBE_BYTES))
+  except OSError:
+    with contextlib.suppress(OSError):
+      probe.unlink()
+    raise
   probe.unlink()
 
 

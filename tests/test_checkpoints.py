@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 
 from jaxdiff import checkpoints, optim, stores, tasks
 from jaxdiff.errors import UserError
-from tests import small
+from tests import disk, small
 
 RUN = {"config": {"seed": 0, "sample": {"num": 1}}, "data": {"source": "toy"}, "examples": 8}
 
@@ -180,6 +180,18 @@ def test_a_workdir_that_cannot_be_made_is_told(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match=r"cannot write to '.*file/run': Not a directory\. .*--workdir"):
     stores.prepare(*[tmp_path / "file" / "run"] * 2)
+
+
+def test_a_workdir_on_a_full_disk_is_told_and_left_as_it_was(tmp_path):
+  with disk.full(), pytest.raises(UserError, match="cannot write to '.*run': File too large"):
+    stores.prepare(*[tmp_path / "run"] * 2)
+  assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_folder_of_checkpoints_that_cannot_be_made_is_told(tmp_path):
+  (tmp_path / "run").write_text("")
+  with pytest.raises(UserError, match="cannot write .*/run/checkpoints: Not a directory"):
+    checkpoints.open_manager(tmp_path / "run")
 
 
 def test_reading_changes_nothing_on_disk(tmp_path, state):

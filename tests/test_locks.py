@@ -13,6 +13,7 @@ import pytest
 
 from jaxdiff import locks
 from jaxdiff.errors import UserError
+from tests import disk
 
 HOLDER = """
 import pathlib, sys, time
@@ -84,4 +85,15 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, number, monkeypatch,
 def test_a_lock_that_cannot_be_written_is_told(tmp_path):
   (tmp_path / locks.NAME).mkdir()
   with pytest.raises(UserError, match="cannot write .*/.lock: Is a directory"), locks.hold(tmp_path):
+    pass
+
+
+def test_a_lock_on_a_full_disk_is_told_and_held_by_nobody(tmp_path):
+  with (
+    disk.full(),
+    pytest.raises(UserError, match="cannot write .*/.lock: File too large"),
+    locks.hold(tmp_path),
+  ):
+    pass
+  with locks.hold(tmp_path):
     pass
