@@ -5,10 +5,13 @@ Nothing here touches the device; numbers come in as Python floats (see metrics.W
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
+import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -154,6 +157,48 @@ class Shown(NamedTuple):
   numbers: Mapping[str, float]
 
 
+class _Events:
+  """A file of TensorBoard events, each written where it is added: what fails is raised there.
+
+  tensorboardX's own writer leaves writing to a thread.  Where that fails nobody is told, and soon its queue is full for good.
+  """
+
+  def __init__(self, folder: Path, suffix: str):
+    folder.mkdir(exist_ok=True)
+    self.path = folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}{suffix}"
+    # Without a buffer, as closing would once more write what a full disk has refused.
+    self._file = self.path.open("wb", buffering=0)
+
+  def add(self, step: int, **what: Any) -> None:
+    """Adds an event; `what` is a field of its message."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    event = Event(wall_time=time.time(), step=int(step), **what)
+    left = memoryview(_record(event.SerializeToString()))
+    while left:
+      left = left[self._file.write(left) :]
+
+  def close(self) -> None:
+    self._file.close()
+
+
+def _record(data: bytes) -> bytes:
+  """Bytes as a record of a file of TensorBoard's: their length, then themselves, each followed by its checksum."""
+  from tensorboardX.record_writer import masked_crc32c
+
+  parts = struct.pack("<Q", len(data)), data
+  return b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in parts)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+  """In this context `path` is written: an OSError is a UserError that names it."""
+  try:
+    yield
+  except OSError as error:
+    raise unwritable(path, error) from error
+
+
 class Log:
   """Where a run's numbers and pictures go: metrics.jsonl and TensorBoard events in its workdir.
 
@@ -166,47 +211,45 @@ class Log:
     self._events = None
     if not enabled:
       return
-    from tensorboardX import SummaryWriter
+    from tensorboardX.proto.event_pb2 import SessionLog
 
     self._path = Path(workdir) / "metrics.jsonl"
-    try:
+    with _writing(self._path):
       self._path.parent.mkdir(parents=True, exist_ok=True)
       _forget_after(self._path, resume_step)
       self._lines = self._path.open("a", encoding="utf-8")
-      # TensorBoard hides what an earlier try logged at purge_step and later.
-      self._events = SummaryWriter(
-        str(self._path.parent / "tensorboard"),
-        purge_step=resume_step + 1 if resume_step else 0,
-        flush_secs=10,
-        filename_suffix=f".{resume_step}",  # files of one second would have one name
-      )
-    except OSError as error:
-      raise unwritable(self._path, error) from error
+    folder = self._path.parent / "tensorboard"
+    with _writing(folder):
+      self._events = _Events(folder, f".{resume_step}")  # files of one second would have one name
+      self._events.add(0, file_version="brain.Event:2")
+      # TensorBoard hides what an earlier try logged at this step and later.
+      first = resume_step + 1 if resume_step else 0
+      self._events.add(first, session_log=SessionLog(status=SessionLog.START))
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """Appends one line, and a TensorBoard scalar for each value."""
     if self._lines is None or self._events is None:
       return
+    from tensorboardX import summary
+
     row = {name: float(value) for name, value in values.items()}
     finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
-    try:
+    with _writing(self._path):
       self._lines.write(json.dumps({"step": int(step), **finite}, allow_nan=False) + "\n")
       self._lines.flush()
-    except OSError as error:
-      raise unwritable(self._path, error) from error
-    for name, value in row.items():
-      if math.isfinite(value):
-        self._events.add_scalar(name, value, step)
+    with _writing(self._events.path):
+      for name, value in row.items():
+        if math.isfinite(value):
+          self._events.add(step, summary=summary.scalar(name, value))
 
   def image(self, step: int, name: str, image: np.ndarray) -> None:
     """Adds a u8[H,W,3] picture to TensorBoard."""
     if self._events is None:
       return
-    try:
-      self._events.add_image(name, np.asarray(image), step, dataformats="HWC")
-      self._events.flush()
-    except OSError as error:
-      raise unwritable(self._path, error) from error
+    from tensorboardX import summary
+
+    with _writing(self._events.path):
+      self._events.add(step, summary=summary.image(name, np.asarray(image), dataformats="HWC"))
 
   def show(self, step: int, shown: Shown) -> None:
     """Adds pictures and numbers."""
@@ -219,13 +262,12 @@ class Log:
     """Flushes and closes; more than once is fine.  Raises UserError where what is left cannot be written."""
     lines, events = self._lines, self._events
     self._lines = self._events = None
-    try:
-      if lines is not None:
-        lines.close()
+    if lines is None:
+      return
+    with _writing(self._path), contextlib.ExitStack() as stack:
+      stack.callback(lines.close)
       if events is not None:
-        events.close()
-    except OSError as error:
-      raise unwritable(self._path, error) from error
+        stack.callback(events.close)
 
   def __enter__(self) -> Self:
     return self

@@ -4,9 +4,12 @@ import io
 import json
 import logging
 import math
+import os
 import re
 import struct
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +32,32 @@ def lines(path):
     raise AssertionError(f"{constant} is not JSON")
 
   return [json.loads(line, parse_constant=forbid) for line in path.read_text().splitlines()]
+
+
+# The file of events becomes /dev/full, which refuses what is written to it as a full disk does.
+FULL = """
+import os, sys
+import numpy as np
+from jaxdiff import reporting
+from jaxdiff.errors import UserError
+
+def of_events(fd):
+  return "/events." in os.path.realpath(f"/proc/self/fd/{fd}")
+
+adds = {
+  "scalars": lambda log, step: log.scalars(step, {str(number): 1.0 for number in range(100)}),
+  "image": lambda log, step: log.image(step, "samples", np.zeros((4, 6, 3), np.uint8)),
+}
+for name, add in adds.items():
+  try:
+    with reporting.open_log(os.path.join(sys.argv[1], name)) as log:
+      (file,) = filter(of_events, os.listdir("/proc/self/fd"))
+      os.dup2(os.open("/dev/full", os.O_WRONLY), int(file))
+      for step in range(100):
+        add(log, step)
+  except UserError as error:
+    print(f"{name} {step}: {error}", file=sys.stderr)
+"""
 
 
 def events(workdir):
@@ -56,6 +85,32 @@ def test_log_writes_json_lines_and_tensorboard(tmp_path):
   written = [(e.step, v.tag, v.WhichOneof("value")) for e in events(tmp_path) for v in e.summary.value]
   assert (20, "loss", "simple_value") in written
   assert (20, "samples", "image") in written
+
+
+def test_events_are_records_that_tensorboard_reads(tmp_path):
+  from tensorboardX.record_writer import RecordWriter
+
+  with reporting.open_log(tmp_path) as log:
+    log.scalars(10, {"loss": 0.5})
+    log.image(10, "samples", np.zeros((40, 60, 3), np.uint8))
+  (written,) = (tmp_path / "tensorboard").iterdir()
+  known = RecordWriter(str(tmp_path / "known"))
+  for event in events(tmp_path):
+    known.write(event.SerializeToString())
+  known.close()
+  assert written.name.startswith("events.out.tfevents.")
+  assert written.read_bytes() == (tmp_path / "known").read_bytes()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_events_that_a_full_disk_refuses_are_told_at_once_in_one_line(tmp_path):
+  done = subprocess.run(
+    [sys.executable, "-X", "dev", "-W", "ignore", "-c", FULL, str(tmp_path)],
+    env=os.environ | {"PYTHONPATH": os.getcwd()}, capture_output=True, text=True, timeout=240, check=False,
+  )  # fmt: skip
+  told = r"{0} 0: cannot write .*/{0}/tensorboard/events\..*: No space left on device\. Make room .*\n"
+  assert re.fullmatch(told.format("scalars") + told.format("image"), done.stderr), done.stderr
+  assert done.returncode == 0
 
 
 def test_not_a_number_stays_valid_json(tmp_path):
