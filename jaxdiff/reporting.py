@@ -69,8 +69,14 @@ def setup_logging(verbosity: int | str = logging.INFO, speaker: str = "") -> Non
   logger.propagate = False  # absl puts a handler of its own on the root logger
   for name in CHATTY:
     logging.getLogger(name).setLevel(logging.WARNING)
-  # There Orbax warns of what was asked for, a manager that only reads.
-  logging.getLogger("absl").setLevel(logging.ERROR)
+  # There Orbax warns of what was asked for, a manager that only reads, and shows the traceback of each error that it raises.
+  logging.getLogger("absl").setLevel(logging.CRITICAL)
+  logging.getLogger("asyncio").addFilter(_is_not_orbax)
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+  """False for the writes of a save that has failed, of which Orbax raises but one."""
+  return "orbax" not in record.getMessage()
 
 
 # The progress bar

@@ -1,6 +1,7 @@
 """Runs in processes of their own, with real signals and real limits: what is lost when a run is stopped. Nothing."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -69,13 +70,16 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(number, tmp_path, 
 
 
 def test_a_full_disk_during_a_save_keeps_the_last_good_checkpoint(tmp_path):
-  """RLIMIT_FSIZE stands in for a full disk: writes beyond it fail in the middle of a file."""
+  """RLIMIT_FSIZE stands in for a full disk: writes beyond it fail in the middle of a file.
+
+  Logs and pictures are smaller than the limit, and the description of a checkpoint's arrays is larger.
+  """
   assert finish(start(tmp_path, "--config.train.steps=20"))[0] == 0
   before = last_state(tmp_path)
 
-  limit = ("bash", "-c", 'ulimit -f 20; exec "$@"', "bash")  # 20 KiB
+  limit = ("bash", "-c", 'ulimit -f 32; exec "$@"', "bash")  # KiB
   status, text = finish(start(tmp_path, "--config.train.steps=40", "--allow_config_change", through=limit))
-  assert status == 2, text
+  assert status == 2 and not re.search("ERROR:|Exception in thread", text), text
   line = [line for line in text.splitlines() if line.startswith("jaxdiff: ")]
   assert (
     len(line) == 1 and "could not be saved" in line[0] and "The last good checkpoint is step 20" in line[0]

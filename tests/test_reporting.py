@@ -166,16 +166,19 @@ def test_workdir_that_cannot_be_written(tmp_path):
     reporting.open_log(tmp_path / "file" / "run")
 
 
-def test_logging_is_plain_and_quiets_the_libraries(fresh_logger, monkeypatch):
+def test_logging_is_plain_and_quiets_the_libraries(fresh_logger, monkeypatch, caplog):
   monkeypatch.setattr(sys, "stderr", io.StringIO())
   reporting.setup_logging()
   reporting.setup_logging("info")
   fresh_logger.info("step %d", 3)
   fresh_logger.warning("slow disk")
   fresh_logger.debug("unseen")
-  logging.getLogger("absl").info("chatter")
+  logging.getLogger("absl").error("what is raised as well")
+  logging.getLogger("asyncio").error("Task exception was never retrieved: %s", "orbax/checkpoint/x.py")
+  logging.getLogger("asyncio").error("another's task")
   assert sys.stderr.getvalue() == "step 3\nwarning: slow disk\n"
   assert not logging.getLogger("orbax").isEnabledFor(logging.INFO)
+  assert caplog.messages == ["another's task"]
 
 
 class Terminal(io.StringIO):
