@@ -31,6 +31,7 @@ logger = logging.getLogger("jaxdiff")
 
 FOLDER = "checkpoints"
 ANOTHER = f"another --workdir (and {stores.KEY}, if it is set)"
+_LEFT: list[Manager] = []  # by Ctrl-C, with a save under way perhaps, which goes on while the process lives
 NOTES = "_CHECKPOINT_METADATA"  # Orbax's own, of when it saved; written again after the sums, and nothing is restored from it
 
 
@@ -55,8 +56,12 @@ def are_in(store: Folder) -> bool:
 def open_manager(store: Folder, keep: int = 1, keep_every: int = 0) -> Manager:
   """Orbax's manager of a run's checkpoints: the last `keep` stay, and every one whose step divides by keep_every.
 
+  First waits for a save that Ctrl-C has left under way in this process, which the new manager would clear away.
   Raises UserError where their folder cannot be made or cleared of what a killed run left.
   """
+  while _LEFT:
+    _close_or_tell(_LEFT[-1])
+    _LEFT.pop()
   options = ocp.CheckpointManagerOptions(
     max_to_keep=keep,
     keep_period=keep_every or None,
@@ -245,18 +250,26 @@ def latest_run(manager: Manager) -> dict[str, Any] | None:
 def closing(manager: Manager) -> Iterator[None]:
   """Closes a manager at the end; of several processes not after an error, as the others may not come to wait together.
 
-  After an error a save that fails as well is told, and the error stays what it was.
+  After an error a save that fails as well is told, and the error stays what it was.  After Ctrl-C nothing is waited for.
   """
   try:
     yield
+  except KeyboardInterrupt:
+    _LEFT.append(manager)
+    raise
   except BaseException:
     if not distributed.is_several():
-      try:
-        manager.close()
-      except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise many kinds
-        logger.error("%s", _failed(manager, error))
+      _close_or_tell(manager)
     raise
   manager.close()
+
+
+def _close_or_tell(manager: Manager) -> None:
+  """Closes a manager; that its save has failed is told and not raised."""
+  try:
+    manager.close()
+  except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise many kinds
+    logger.error("%s", _failed(manager, error))
 
 
 def check_same_run(manager: Manager, run: dict[str, Any], allow_change: bool) -> None:

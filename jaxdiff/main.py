@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     return distributed.leave(error.status)
   except KeyboardInterrupt:
     logger.error("jaxdiff: stopped.")
-    return distributed.leave(130)
+    return distributed.leave(INTERRUPTED)
   except Exception as error:
     if reason := distributed.lost(error):
       logger.error(
@@ -51,6 +51,18 @@ def main(arguments: list[str] | None = None) -> int:
       logger.exception("jaxdiff: a mistake of the program's:")
       distributed.leave(1)
     raise
+
+
+def _run_and_exit() -> NoReturn:
+  """Runs the command of sys.argv and ends the process; after Ctrl-C at once, as the interpreter would wait for a save."""
+  try:
+    status = main()
+  except KeyboardInterrupt:  # one more, while the last was served
+    status = INTERRUPTED
+  if status == INTERRUPTED:
+    logging.shutdown()
+    os._exit(status)
+  sys.exit(status)
 
 
 def _join(flags: argparse.Namespace) -> None:
@@ -152,6 +164,7 @@ MODES: dict[str, Callable[[Any, Path, argparse.Namespace], int]] = {
   "doctor": _doctor,
 }
 
+INTERRUPTED = 130
 STATUSES = """
 exit status:
   0    done; or stopped by SIGTERM or Ctrl-C with everything saved (--requeue_status)
@@ -277,4 +290,4 @@ def _cache_dir() -> Path:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  _run_and_exit()

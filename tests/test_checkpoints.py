@@ -1,6 +1,8 @@
+import contextlib
 import json
 import logging
 import os
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from jaxdiff import checkpoints, optim, stores, tasks
+from jaxdiff import checkpoints, optim, stores, sums, tasks
 from jaxdiff.errors import UserError
 from tests import disk, small
 
@@ -63,8 +65,7 @@ def test_a_save_does_not_ask_for_sigterm(manager, state, monkeypatch):
   assert not asked
 
 
-@pytest.mark.parametrize("error", [UserError("as the picture's"), KeyboardInterrupt()])
-def test_a_save_that_fails_as_well_does_not_hide_the_error(tmp_path, monkeypatch, caplog, error):
+def test_a_save_that_fails_as_well_does_not_hide_the_error(tmp_path, monkeypatch, caplog):
   manager = checkpoints.open_manager(tmp_path)
 
   def close():
@@ -72,10 +73,22 @@ def test_a_save_that_fails_as_well_does_not_hide_the_error(tmp_path, monkeypatch
 
   monkeypatch.setattr(manager, "close", close)
   monkeypatch.setattr(logging.getLogger("jaxdiff"), "propagate", True)
-  with pytest.raises(type(error)) as raised, checkpoints.closing(manager):
-    raise error
-  assert raised.value is error
+  with pytest.raises(UserError, match="as the picture's"), checkpoints.closing(manager):
+    raise UserError("as the picture's")
   assert "a checkpoint could not be saved: No space left on device" in caplog.text
+
+
+def test_ctrl_c_does_not_wait_for_a_save_and_who_goes_on_in_this_process_does(tmp_path, state, monkeypatch):
+  may_end, write = threading.Event(), sums.write
+  monkeypatch.setattr(sums, "write", lambda *given, **named: may_end.wait(60) and write(*given, **named))
+  manager = checkpoints.open_manager(tmp_path)
+  with pytest.raises(KeyboardInterrupt), checkpoints.closing(manager):
+    checkpoints.save(manager, 4, state, RUN)
+    raise KeyboardInterrupt
+  assert not (tmp_path / "checkpoints" / "4").exists()
+  threading.Timer(1, may_end.set).start()
+  with contextlib.closing(checkpoints.open_manager(tmp_path)) as after:
+    assert list(after.all_steps()) == [4]
 
 
 def test_nothing_saved_is_none(manager, state):

@@ -20,13 +20,31 @@ RUN = (
 )  # fmt: skip
 
 
+# The program, whose save of step 40 takes ten minutes.
+SLOW_SAVE = """
+import runpy, time
+from jaxdiff import sums
+
+write = sums.write
+
+def slowly(folder, **named):
+  if folder.name.startswith("40"):
+    (folder.parent.parent / "saving").touch()
+    time.sleep(600)
+  write(folder, **named)
+
+sums.write = slowly
+runpy.run_module("jaxdiff.main", run_name="__main__", alter_sys=True)
+"""
+
+
 def environment():
   """This process's, without the four simulated devices."""
   return {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
 
 
-def start(workdir, *arguments, through=()):
-  command = [*through, sys.executable, "-m", "jaxdiff.main", *RUN, "--workdir", str(workdir), *arguments]
+def start(workdir, *arguments, through=(), program=("-m", "jaxdiff.main")):
+  command = [*through, sys.executable, *program, *RUN, "--workdir", str(workdir), *arguments]
   return subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
 
 
@@ -64,6 +82,24 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(number, tmp_path, 
   else:
     assert status == 0, text
     assert f"Stopped after step {saved}, saved in" in text
+  status, text = finish(start(tmp_path))
+  assert status == 0, text
+  assert equal(last_state(tmp_path), undisturbed)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_save(tmp_path, undisturbed):
+  with start(tmp_path, program=("-c", SLOW_SAVE)) as process:
+    wait_for(tmp_path / "saving", process)
+    process.send_signal(signal.SIGINT)
+    assert any("stopping soon" in line for line in process.stderr)
+    time.sleep(2)  # it now waits for the save
+    process.send_signal(signal.SIGINT)
+    try:
+      _, text = process.communicate(timeout=60)
+    finally:
+      process.kill()
+  assert process.returncode == 130 and "Traceback" not in text and text.endswith("jaxdiff: stopped.\n"), text
+  assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()] == ["20"]
   status, text = finish(start(tmp_path))
   assert status == 0, text
   assert equal(last_state(tmp_path), undisturbed)
