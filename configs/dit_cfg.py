@@ -62,6 +62,7 @@ def shapes(c: ConfigDict) -> None:
   base.shapes(c)
   c.model.update(dit.SIZES["tiny"] | {"patch_size": 4})
   base.short_run(c)
+  c.optim.learning_rate = 3e-3
   c.optim.ema_decay = 0.998
   c.optim.ema_start_step = 500
   c.train.steps = 3500
