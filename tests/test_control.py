@@ -118,13 +118,13 @@ def test_a_preview_finds_the_hints_of_its_images_once(config, tmp_path, monkeypa
   monkeypatch.setattr(
     control, "own_hints", lambda config: lambda number: asked.append(len(number)) or hints_of(number)
   )
-  images = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 1), np.uint8)
-  monkeypatch.setattr(sample, "make_draw", lambda *given: lambda state, index, label: images)
+  images = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 1), np.uint8)
+  monkeypatch.setattr(sample, "make_draw", lambda *given: lambda state, index, label: images[: len(label)])
   strategy, source = SimpleNamespace(place_rows=None), SimpleNamespace(label_names=())
   preview = sample.make_preview(config, None, strategy, source, tmp_path)
   for step in (1, 2):
     assert set(preview(None, step).numbers) == {"hint/canny"}
-  assert read == asked == [10, 10]
+  assert read == asked == [len(sample.preview_labels(config))] * 2
 
 
 def test_labels_are_those_of_the_examples_whose_hints_are_asked_for(config):
