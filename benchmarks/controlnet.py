@@ -135,7 +135,8 @@ def trainer(workdir: Path, batch_size: int) -> tuple[Callable[[], None], int]:
   batch = strategy.place_batch(data.examples(source, config.data, np.arange(batch_size)))
   step = make_train_step(run.task, tasks.optimizer(config))
   compiled = strategy.lower(step, run.state, batch).compile()
-  kept, memory = [run.state], compiled.memory_analysis()
+  # Of a model file parameters and average are one buffer, which cannot be given away twice.
+  kept, memory = [jax.tree.map(jnp.copy, run.state)], compiled.memory_analysis()
 
   def once() -> None:
     kept[0], metrics = compiled(kept[0], batch)
