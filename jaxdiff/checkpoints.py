@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 
 from jaxdiff import configuration, distributed, stores, sums
 from jaxdiff.errors import UserError, first_line
-from jaxdiff.files import unwritable
+from jaxdiff.files import writing
 from jaxdiff.stores import Folder
 from jaxdiff.types import PyTree
 
@@ -69,10 +69,8 @@ def open_manager(store: Folder, keep: int = 1, keep_every: int = 0) -> Manager:
     cleanup_tmp_directories=True,
     async_options=ocp.AsyncOptions(post_finalization_callback=functools.partial(_seal, store / FOLDER)),
   )
-  try:
+  with writing(store / FOLDER):
     return _manager(store, options)
-  except OSError as error:
-    raise unwritable(store / FOLDER, error) from error
 
 
 def open_for_reading(store: Folder) -> Manager:

@@ -24,7 +24,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxdiff.errors import Outage, UserError, first_line
-from jaxdiff.files import unwritable
+from jaxdiff.files import writing
 from jaxdiff.watchdog import STATUS
 
 logger = logging.getLogger("jaxdiff")
@@ -326,10 +326,8 @@ def check_shared(folder: Path) -> None:
 
 def _mark(folder: Path) -> str:
   name = f".shared-{socket.gethostname()}-{os.getpid()}"
-  try:
+  with writing(folder / name):
     (folder / name).touch()
-  except OSError as error:
-    raise unwritable(folder / name, error) from error
   return name
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,21 +31,24 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
   target = Path(path)
   temporary = None
   try:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-      temporary = Path(file.name)
-      write(file)
-    temporary.chmod(target.stat().st_mode if target.exists() else 0o666 & ~UMASK)
-    temporary.replace(target)
-  except OSError as error:
-    raise unwritable(target, error) from error
+    with writing(target):
+      target.parent.mkdir(parents=True, exist_ok=True)
+      with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+        temporary = Path(file.name)
+        write(file)
+      temporary.chmod(target.stat().st_mode if target.exists() else 0o666 & ~UMASK)
+      temporary.replace(target)
   finally:
     if temporary is not None:
       temporary.unlink(missing_ok=True)
 
 
-def unwritable(path: str | os.PathLike[str], error: OSError) -> UserError:
-  """The UserError for an OSError met while writing `path`."""
-  return UserError(
-    f"cannot write {path}: {error.strerror or error}. Make room there, or choose another place."
-  )
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+  """In this context `path` is written: an OSError is a UserError that names it."""
+  try:
+    yield
+  except OSError as error:
+    raise UserError(
+      f"cannot write {path}: {error.strerror or error}. Make room there, or choose another place."
+    ) from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from jaxdiff.errors import UserError
-from jaxdiff.files import unwritable
+from jaxdiff.files import writing
 from jaxdiff.stores import KEY, Folder, is_bucket
 
 logger = logging.getLogger("jaxdiff")
@@ -38,11 +38,9 @@ def hold(*folders: Folder) -> Iterator[None]:
 
 
 def _open(folder: Path) -> IO[bytes]:
-  try:
+  with writing(folder / NAME):
     # Without a buffer, as closing would once more write what a full disk has refused.
     return (folder / NAME).open("a+b", buffering=0)
-  except OSError as error:
-    raise unwritable(folder / NAME, error) from error
 
 
 def _take(file: IO[bytes], folder: Path) -> None:
@@ -57,11 +55,9 @@ def _take(file: IO[bytes], folder: Path) -> None:
       "%s could not be locked (%s): take care that no second run trains there.", folder, error.strerror
     )
     return
-  try:
+  with writing(folder / NAME):
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-  except OSError as error:
-    raise unwritable(folder / NAME, error) from error
 
 
 def _holder(file: IO[bytes]) -> str:

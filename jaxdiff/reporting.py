@@ -22,7 +22,7 @@ import numpy as np
 import tqdm
 
 from jaxdiff.errors import UserError
-from jaxdiff.files import unwritable, write_atomically
+from jaxdiff.files import write_atomically, writing
 
 logger = logging.getLogger("jaxdiff")
 
@@ -196,15 +196,6 @@ def _record(data: bytes) -> bytes:
   return b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in parts)
 
 
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-  """In this context `path` is written: an OSError is a UserError that names it."""
-  try:
-    yield
-  except OSError as error:
-    raise unwritable(path, error) from error
-
-
 class Log:
   """Where a run's numbers and pictures go: metrics.jsonl and TensorBoard events in its workdir.
 
@@ -220,12 +211,12 @@ class Log:
     from tensorboardX.proto.event_pb2 import SessionLog
 
     self._path = Path(workdir) / "metrics.jsonl"
-    with _writing(self._path):
+    with writing(self._path):
       self._path.parent.mkdir(parents=True, exist_ok=True)
       _forget_after(self._path, resume_step)
       self._lines = self._path.open("a", encoding="utf-8")
     folder = self._path.parent / "tensorboard"
-    with _writing(folder):
+    with writing(folder):
       self._events = _Events(folder, f".{resume_step}")  # files of one second would have one name
       self._events.add(0, file_version="brain.Event:2")
       # TensorBoard hides what an earlier try logged at this step and later.
@@ -240,10 +231,10 @@ class Log:
 
     row = {name: float(value) for name, value in values.items()}
     finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
-    with _writing(self._path):
+    with writing(self._path):
       self._lines.write(json.dumps({"step": int(step), **finite}, allow_nan=False) + "\n")
       self._lines.flush()
-    with _writing(self._events.path):
+    with writing(self._events.path):
       for name, value in row.items():
         if math.isfinite(value):
           self._events.add(step, summary=summary.scalar(name, value))
@@ -254,7 +245,7 @@ class Log:
       return
     from tensorboardX import summary
 
-    with _writing(self._events.path):
+    with writing(self._events.path):
       self._events.add(step, summary=summary.image(name, np.asarray(image), dataformats="HWC"))
 
   def show(self, step: int, shown: Shown) -> None:
@@ -270,7 +261,7 @@ class Log:
     self._lines = self._events = None
     if lines is None:
       return
-    with _writing(self._path), contextlib.ExitStack() as stack:
+    with writing(self._path), contextlib.ExitStack() as stack:
       stack.callback(lines.close)
       if events is not None:
         stack.callback(events.close)
