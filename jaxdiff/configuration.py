@@ -6,7 +6,6 @@ value of another type is a UserError of one line that names the nearest key or t
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
 import math
@@ -18,7 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxdiff.calls import TYPE_NAMES, build, parse_call  # noqa: F401 - as configuration.build to its callers
-from jaxdiff.errors import UserError, first_line
+from jaxdiff.errors import UserError, did_you_mean, first_line
 
 # (section, key) -> value in configs of earlier versions -> the same today
 RENAMED: dict[tuple[str, str], dict[Any, str]] = {("model", "remat"): {False: "none", True: "full"}}
@@ -55,9 +54,8 @@ def load(spec: str) -> ConfigDict:
   path, _, preset = spec.partition(":")
   file = Path(path)
   if not file.is_file():
-    near = difflib.get_close_matches(path, map(str, Path("configs").glob("*_cfg.py")), n=1, cutoff=0.4)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise UserError(f"there is no config file {path!r} (--config).{hint}")
+    near = did_you_mean(path, map(str, Path("configs").glob("*_cfg.py")))
+    raise UserError(f"there is no config file {path!r} (--config).{near}")
   return _get_config(file)(preset).lock()
 
 
@@ -85,9 +83,7 @@ def override(config: ConfigDict, arguments: Iterable[str]) -> None:
   for argument in arguments:
     key, equals, text = argument.removeprefix("--").partition("=")
     if not argument.startswith("--config.") or not equals:
-      raise UserError(
-        f"cannot read the argument {argument!r}. Overrides are written --config.train.steps=500."
-      )
+      raise unreadable(argument)
     key = key.removeprefix("config.")
     if key not in known:
       raise _unknown_key(key, known)
@@ -97,6 +93,13 @@ def override(config: ConfigDict, arguments: Iterable[str]) -> None:
     section, _, leaf = key.rpartition(".")
     target = config[section] if section else config
     target[leaf] = value
+
+
+def unreadable(argument: str, near: str = "") -> UserError:
+  """The UserError for an argument that is no override; `near` says which flag was meant."""
+  return UserError(
+    f"cannot read the argument {argument!r}.{near} Overrides are written --config.train.steps=500."
+  )
 
 
 def check_ranges(leaves: Mapping[str, Any]) -> None:
@@ -211,9 +214,7 @@ def _unknown_key(key: str, known: Mapping[str, Any]) -> UserError:
   if key in sections:
     inside = ", ".join(name for name in known if name.startswith(f"{key}."))
     return UserError(f"config.{key} is a section, not a value. It holds {inside}.")
-  near = difflib.get_close_matches(key, known, n=1, cutoff=0.3)
-  hint = f" Did you mean config.{near[0]}?" if near else ""
-  return UserError(f"there is no config.{key}.{hint}")
+  return UserError(f"there is no config.{key}.{did_you_mean(key, known, 'config.{}', cutoff=0.3)}")
 
 
 def _parse(key: str, text: str, default: Any) -> Any:

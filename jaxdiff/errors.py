@@ -26,9 +26,15 @@ class Outage(UserError):
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
   """A UserError for a name that is not in a dict of known ones, with the nearest one suggested."""
   names = sorted(known)
-  near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
-  hint = f" Did you mean {near[0]!r}?" if near else ""
-  return UserError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
+  return UserError(
+    f"unknown {kind} {name!r}.{did_you_mean(str(name), names, '{!r}')} Known: {', '.join(names)}."
+  )
+
+
+def did_you_mean(name: str, known: Iterable[str], shown: str = "{}", cutoff: float = 0.4) -> str:
+  """The question whether the nearest known name, formatted by `shown`, was meant; empty where none has difflib's ratio of cutoff."""
+  near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+  return f" Did you mean {shown.format(near[0])}?" if near else ""
 
 
 def first_line(error: BaseException) -> str:

@@ -7,7 +7,6 @@ status 2; STATUSES lists the others.
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import os
 import signal
@@ -19,7 +18,7 @@ from typing import Any, NoReturn
 import jax
 
 from jaxdiff import configuration, distributed, platform, reporting, signals, watchdog
-from jaxdiff.errors import UserError, unknown
+from jaxdiff.errors import UserError, did_you_mean, unknown
 
 logger = logging.getLogger("jaxdiff")
 
@@ -233,12 +232,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   flags, overrides = parser.parse_known_args(arguments)
   for argument in overrides:
     if not argument.startswith("--config."):
-      name = argument.partition("=")[0]
-      near = difflib.get_close_matches(name, [f"--{flag}" for flag in vars(flags)], n=1)
-      hint = f" Did you mean {near[0]}?" if near else ""
-      raise UserError(
-        f"cannot read the argument {argument!r}.{hint} Overrides are written --config.train.steps=500."
-      )
+      known = [f"--{flag}" for flag in vars(flags)]
+      raise configuration.unreadable(argument, did_you_mean(argument.partition("=")[0], known, cutoff=0.6))
   flags.overrides = overrides
   return flags
 
