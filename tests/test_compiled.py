@@ -13,7 +13,7 @@ import re
 import jax
 import jax.numpy as jnp
 
-from jaxdiff import optim, tasks, train
+from jaxdiff import tasks, train
 from jaxdiff.train_step import make_train_step
 from tests import small
 
@@ -25,7 +25,7 @@ COMPILED = (
 def instructions(name, *overrides):
   """Instructions of the compiled train step of a tiny run, those inside fusions included."""
   config = small.config(name, *overrides)
-  tx = optim.make_optimizer(config.optim, config.train.steps)
+  tx = tasks.optimizer(config)
   task = tasks.make(config, tx)
   state = jax.eval_shape(lambda: tasks.initial_state(config, task))
   step = make_train_step(task, tx)

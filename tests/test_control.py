@@ -33,7 +33,7 @@ def train(workdir, base, *more):
 def restored(workdir):
   """(config, task, state) of a run."""
   config = configuration.of_run(workdir)
-  task = tasks.make(config, optim.make_optimizer(config.optim, config.train.steps))
+  task = tasks.make(config, tasks.optimizer(config))
   abstract = jax.eval_shape(lambda: tasks.initial_state(config, task))
   state, _ = checkpoints.restore(checkpoints.open_manager(workdir), abstract)
   return config, task, state

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import checkpoints, configuration, locks, optim, runs, tasks
+from jaxdiff import checkpoints, configuration, locks, runs, tasks
 from jaxdiff import main as main_module
 from jaxdiff.main import main
 from tests import small
@@ -30,7 +30,7 @@ def train(workdir, *arguments, name="dit", capsys=None):
 def last_state(workdir):
   """The newest checkpoint's state as NumPy arrays."""
   config = configuration.from_json((workdir / "config.json").read_text())
-  task = tasks.make(config, optim.make_optimizer(config.optim, config.train.steps))
+  task = tasks.make(config, tasks.optimizer(config))
   abstract = runs.one_device().abstract(lambda: tasks.initial_state(config, task))
   state, _ = checkpoints.restore(checkpoints.open_manager(workdir), abstract)
   return jax.tree.map(np.asarray, state.replace(rng=jax.random.key_data(state.rng)))

@@ -29,7 +29,7 @@ def decode(data: bytes, channels: int = 3, name: str = "an image") -> np.ndarray
   if has_alpha(data):
     image = _imdecode(array, cv2.IMREAD_UNCHANGED)
     if image is not None and image.ndim == 2:
-      image = np.dstack([image, image, image, _opaque(data, image)])
+      image = np.dstack([image, image, image, _alpha_of_gray(data, image)])
     return _over_white(image, channels)
   image = _imdecode(array, cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR)
   if image is None:
@@ -107,7 +107,7 @@ def has_alpha(data: bytes) -> bool:
   return False
 
 
-def _opaque(data: bytes, image: np.ndarray) -> np.ndarray:
+def _alpha_of_gray(data: bytes, image: np.ndarray) -> np.ndarray:
   """The alpha channel of a gray PNG one of whose values is transparent, which OpenCV leaves to its caller: uint8[H,W] or uint16.
 
   Source: PNG specification, third edition, section 11.3.1.1 (tRNS), and 13.12 for gray of less than 8 bits.

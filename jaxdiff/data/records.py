@@ -130,13 +130,11 @@ def prepare_by_tensorflow(where: str) -> Path:
   except tfds.core.DatasetNotFoundError:
     raise UserError(f"TFDS knows no set {name!r} (config.data.source=tfds:{where}).") from None
   except Exception as error:
-    raise _unprepared(where, root, error) from error
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    raise UserError(
+      f"TFDS could not prepare tfds:{where} (config.data.source) in {root}: {reason}"
+    ) from error
   return Path(builder.data_dir)
-
-
-def _unprepared(where: str, root: Path, error: Exception) -> UserError:
-  reason = f"{type(error).__name__}: {first_line(error)}"
-  return UserError(f"TFDS could not prepare tfds:{where} (config.data.source) in {root}: {reason}")
 
 
 def check_format(folder: Path, info: Any) -> None:

@@ -43,7 +43,7 @@ def made(request):
   base_task, base_state = small.made(base)
   base_state = small.woken(base_state)
   c = config_of(request.param)
-  tx = optim.make_optimizer(c.optim, c.train.steps)
+  tx = tasks.optimizer(c)
   task = tasks.make(c, tx)
   start = jit(lambda params: task.adopt(task.init(jax.random.key(0), batch()), params))
   return c, tx, task, start(base_state.params), base_task, base_state
@@ -167,7 +167,7 @@ def test_strength_zero_is_the_base_and_strengths_of_several_branches_add_up(made
 def test_the_unlocked_decoder_of_a_unet_is_trained_and_the_base_is_not():
   base_state = small.woken(small.made(small.config("unet"))[1])
   c = config_of("unet", "control.unlock_decoder=True")
-  tx = optim.make_optimizer(c.optim, c.train.steps)
+  tx = tasks.optimizer(c)
   task = tasks.make(c, tx)
   state = jit(lambda params: task.adopt(task.init(jax.random.key(0), batch()), params))(base_state.params)
   assert equal(state.params["unlocked"], {k: base_state.params[k] for k in ("decoder", "norm", "out")})
