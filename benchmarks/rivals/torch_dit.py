@@ -1,4 +1,5 @@
-"""DiT in PyTorch: the architecture, parameter count and arithmetic of jaxdiff.models.dit.DiT (NCHW inside out).
+"""DiT and its control branch in PyTorch: the architecture, parameter count and arithmetic of jaxdiff.models.dit.DiT and
+jaxdiff.models.controlnet.DiTControl (NCHW inside out).
 
 Written as one would write it for speed in eager PyTorch: scaled_dot_product_attention, fused layer_norm and
 linear, addcmul for the modulation.
@@ -7,7 +8,7 @@ linear, addcmul for the modulation.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,15 +70,14 @@ class Block(nn.Module):
     return self.out(h.transpose(1, 2).reshape(batch, tokens, width))
 
 
-class DiT(nn.Module):
-  """Shapes: z: f32[B,H,W,C]; t: f32[B]; label: i64[B]. Returns f32[B,H,W,C or 2C]. `position`: f32[N,width]."""
+class Stream(nn.Module):
+  """What a DiT and its branch have alike: patches with their `position`, f32[N,width], the embedding, blocks."""
 
   def __init__(
     self,
     *,
     num_classes: int,
     channels: int,
-    learn_sigma: bool,
     patch_size: int,
     width: int,
     depth: int,
@@ -91,29 +91,77 @@ class DiT(nn.Module):
     self.register_buffer("position", torch.from_numpy(position.astype(np.float32)))
     self.embedding = Embedding(num_classes, 256, width)
     self.blocks = nn.ModuleList([Block(width, heads, mlp_ratio) for _ in range(depth)])
+
+  def cut(self, image: Tensor) -> Tensor:
+    """The values of each patch. Shapes: image: f32[B,H,W,C].  Returns f32[B,N,p p C]."""
+    batch, height, width, channels = image.shape
+    p = self.patch_size
+    x = image.view(batch, height // p, p, width // p, p, channels).permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, -1, p * p * channels)
+
+  def begin(self, z: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """(tokens, embedding of time and label)."""
+    return self.patches(self.cut(z)) + self.position, self.embedding(t, label)
+
+
+class DiT(Stream):
+  """Shapes: z: f32[B,H,W,C]; t: f32[B]; label: i64[B]; controls: f32[B,N,width] each. Returns f32[B,H,W,C or 2C]."""
+
+  def __init__(self, *, channels: int, learn_sigma: bool, patch_size: int, width: int, **stream: Any) -> None:
+    super().__init__(channels=channels, patch_size=patch_size, width=width, **stream)
     self.modulation = nn.Linear(width, 2 * width)
     self.out = nn.Linear(width, patch_size**2 * channels * (1 + learn_sigma))
 
-  def forward(self, z: Tensor, t: Tensor, label: Tensor) -> Tensor:
-    batch, height, width, channels = z.shape
-    p = self.patch_size
-    x = z.view(batch, height // p, p, width // p, p, channels).permute(0, 1, 3, 2, 4, 5)
-    x = self.patches(x.reshape(batch, -1, p * p * channels)) + self.position
-    c = self.embedding(t, label)
-    for block in self.blocks:
+  def forward(self, z: Tensor, t: Tensor, label: Tensor, controls: Sequence[Tensor] = ()) -> Tensor:
+    x, c = self.begin(z, t, label)
+    for i, block in enumerate(self.blocks):
       x = block(x, c)
+      if i < len(controls):
+        x = x + controls[i]
     shift, scale = self.modulation(F.silu(c))[:, None].chunk(2, dim=-1)
     x = self.out(torch.addcmul(shift, F.layer_norm(x, (self.width,), eps=1e-6), 1 + scale))
+    batch, height, width, _ = z.shape
+    p = self.patch_size
     x = x.view(batch, height // p, width // p, p, p, -1).permute(0, 1, 3, 2, 4, 5)
     return x.reshape(batch, height, width, -1)
 
 
+class Control(Stream):
+  """Shapes: as the DiT's; hint: f32[B,H,W,hint_channels] in [0, 1]. Returns f32[B,N,width] for each of its blocks."""
+
+  def __init__(self, *, hint_channels: int, patch_size: int, width: int, depth: int, **stream: Any) -> None:
+    super().__init__(patch_size=patch_size, width=width, depth=depth, **stream)
+    self.hint = nn.Linear(patch_size**2 * hint_channels, width)
+    self.zeros = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
+
+  def forward(self, z: Tensor, t: Tensor, label: Tensor, hint: Tensor) -> list[Tensor]:
+    x, c = self.begin(z, t, label)
+    x = x + self.hint(self.cut(hint))
+    controls = []
+    for block, zero in zip(self.blocks, self.zeros, strict=True):
+      x = block(x, c)
+      controls.append(zero(x))
+    return controls
+
+
 def load(model: DiT, params: Mapping[str, Any]) -> None:
   """Copies a jaxdiff DiT's parameters (unscanned, without qk_norm) into the torch model."""
-  copy_embedding(model.embedding, params["embedding"])
-  copy_linear(model.patches, params["patches"]["embed"])
+  _load_stream(model, params)
   copy_linear(model.modulation, params["final"]["modulation"])
   copy_linear(model.out, params["final"]["out"])
+
+
+def load_control(model: Control, params: Mapping[str, Any]) -> None:
+  """Copies a jaxdiff DiTControl's parameters into the torch model."""
+  _load_stream(model, params)
+  copy_linear(model.hint, params["hint"])
+  for i, zero in enumerate(model.zeros):
+    copy_linear(zero, params[f"zero_{i}"])
+
+
+def _load_stream(model: Stream, params: Mapping[str, Any]) -> None:
+  copy_embedding(model.embedding, params["embedding"])
+  copy_linear(model.patches, params["patches"]["embed"])
   for i, block in enumerate(model.blocks):
     source = params[f"block_{i}"]
     copy_linear(block.modulation, source["modulation"])

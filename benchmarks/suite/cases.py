@@ -38,7 +38,8 @@ ADM = UNET | {  # ADM's network for ImageNet 64x64, without its dropout and lear
   "resblock_updown": True,
 }
 
-TORCH = ("torch", "torch.compile", "diffusers")
+OWN = ("torch", "torch.compile")  # the networks of benchmarks/rivals
+TORCH = (*OWN, "diffusers")
 LOOP = ("grain", "ml_collections", "orbax.checkpoint", "matplotlib", "tensorboardX", "tqdm", "sklearn")
 LOADER = ("grain", "cv2")
 BLOCKS = 3  # of a DiT that a control branch copies, where there are so many
@@ -87,8 +88,8 @@ CPU = {
   "dit_s4_train": _train(S4, 32, 16),
   "unet_train": _train(UNET, 32, 8),
   "tiny_train": _train(DIGITS | TINY, 8, 64, why=NARROW),
-  "control_train": Case("control", S4, 32, 8, rivals=()),
-  "distill_train": Case("distill", S4, 32, 8, rivals=()),
+  "control_train": Case("control", S4, 32, 8, rivals=OWN),
+  "distill_train": Case("distill", S4, 32, 8, rivals=OWN),
   "dit_s4_sample_1": _sample(S4, 32, 1),
   "dit_s4_sample_4": _sample(S4, 32, 4),
   "unet_sample_1": _sample(UNET, 32, 1),
@@ -110,8 +111,8 @@ GPU = {
   **{f"dit_{name}_train": _train_bf16(model, 32, 256, runs=5) for name, model in SIZES.items()},
   "unet_train": _train_bf16(UNET, 32, 256, runs=5),
   "adm64_train": _train_bf16(ADM, 64, 64, runs=5),
-  "control_train": Case("control", SIZES["b2"], 32, 256, dtype="bfloat16", rivals=(), runs=5),
-  "distill_train": Case("distill", SIZES["b2"], 32, 256, dtype="bfloat16", rivals=(), runs=5),
+  "control_train": Case("control", SIZES["b2"], 32, 256, dtype="bfloat16", rivals=OWN, runs=5),
+  "distill_train": Case("distill", SIZES["b2"], 32, 256, dtype="bfloat16", rivals=OWN, runs=5),
   **{f"dit_{name}_sample": _sample_bf16(model, 32, 64) for name, model in SIZES.items()},
   "unet_sample": _sample_bf16(UNET, 32, 64),
   "adm64_sample": _sample_bf16(ADM, 64, 64),

@@ -1,12 +1,14 @@
 """The rivals' side: PyTorch, eager and compiled, with the networks of benchmarks/rivals or those of diffusers.
 
-Loss on v under the cosine schedule, clipping, fused AdamW, foreach EMA; DDIM with guidance by one doubled batch. In bfloat16
-training computes under autocast, with parameters in float32, as ours; sampling has the parameters in bfloat16.
+Loss on v under the cosine schedule, clipping, fused AdamW, foreach EMA; a control branch on a frozen DiT; a student that
+learns from two DDIM steps of its teacher; DDIM with guidance by one doubled batch. In bfloat16 training computes under autocast,
+with parameters in float32, as ours; sampling has the parameters in bfloat16.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import itertools
 import os
@@ -21,7 +23,11 @@ from benchmarks.suite.cases import Case
 from benchmarks.suite.runner import Runner, resident_memory, scratch
 
 GUIDANCE = 2.0
+DROPOUT = 0.1  # share of examples without label
+NUM_STEPS = 128  # of the student's sampler
 Network = Callable[[Any, Any, Any], Any]  # (z [B,H,W,C], t [B], label i64[B]) -> [B,H,W,C]
+# (x [B,H,W,C], label i64[B]) -> (z, t, the v that is to be predicted, its weight)
+Lesson = Callable[[Any, Any], tuple[Any, Any, Any, Any]]
 
 
 def make(case: Case, name: str) -> Runner:
@@ -31,32 +37,68 @@ def make(case: Case, name: str) -> Runner:
   device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
   torch.backends.cudnn.benchmark = True
   torch.manual_seed(0)
-  model, network = (diffusers_network if name == "diffusers" else own_network)(case, device)
+  model, network = build(case, name)(case, device)
   if case.kind == "sample":
     model = model.to(getattr(torch, case.dtype)).eval()
-  if name == "torch.compile":
-    network = torch.compile(network)
+  compiled = torch.compile if name == "torch.compile" else lambda network: network
   facts: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
-  run = {"train": train, "sample": sample}[case.kind](case, model, network, device)
+  if case.kind == "sample":
+    run = sample(case, model, compiled(network), device)
+  else:
+    lesson: Lesson = noised
+    if case.kind == "distill":
+      lesson = functools.partial(taught, compiled(copy.deepcopy(model).requires_grad_(False)))
+    run = train(case, model, compiled(network), lesson, device)
   start = time.perf_counter()
   run()
   return Runner(run, facts | {"compile_s": time.perf_counter() - start}, peak_memory)
 
 
+def build(case: Case, name: str) -> Callable[[Case, torch.device], tuple[torch.nn.Module, Network]]:
+  """What makes (the module whose parameters are trained, the network that is called)."""
+  if name == "diffusers":
+    return diffusers_network
+  return controlled_network if case.kind == "control" else own_network
+
+
 def own_network(case: Case, device: torch.device) -> tuple[torch.nn.Module, Network]:
   """The network with as many parameters as ours and, on the same ones, the same output: tests/models/test_rivals.py."""
   from benchmarks.rivals import torch_dit, torch_unet
-  from jaxdiff.models import dit
 
-  settings = {key: value for key, value in case.model.items() if key != "name"}
   model: torch.nn.Module
   if case.model["name"] == "dit":
-    side = case.image_size // settings["patch_size"]
-    model = torch_dit.DiT(**settings, position=dit.position_table(side, side, settings["width"])).to(device)
+    model = torch_dit.DiT(**dit_settings(case)).to(device)
   else:
+    settings = {key: value for key, value in case.model.items() if key != "name"}
     model = torch_unet.UNet(image_size=case.image_size, **settings).to(device)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
   return model, model
+
+
+def controlled_network(case: Case, device: torch.device) -> tuple[torch.nn.Module, Network]:
+  """A branch of case.blocks blocks, which is trained, and with a hint of black and white the frozen DiT that it steers."""
+  from benchmarks.rivals import torch_dit
+
+  base, _ = own_network(case, device)
+  base.requires_grad_(False)
+  settings = dit_settings(case) | {"depth": case.blocks, "hint_channels": 1}
+  del settings["learn_sigma"]
+  branch = torch_dit.Control(**settings).to(device)
+  hint = 255 * torch.randint(0, 2, (*case.shape[:3], 1), dtype=torch.uint8, device=device)
+
+  def network(z: Any, t: Any, label: Any) -> Any:
+    return base(z, t, label, branch(z, t, label, hint.float() / 255))
+
+  return branch, network
+
+
+def dit_settings(case: Case) -> dict[str, Any]:
+  """What torch_dit.DiT is made of."""
+  from jaxdiff.models import dit
+
+  settings = {key: value for key, value in case.model.items() if key != "name"}
+  side = case.image_size // settings["patch_size"]
+  return settings | {"position": dit.position_table(side, side, settings["width"])}
 
 
 def diffusers_network(case: Case, device: torch.device) -> tuple[torch.nn.Module, Network]:
@@ -107,8 +149,48 @@ def alpha_sigma(t: Any) -> tuple[Any, Any]:
   return torch.cos(angle), torch.sin(angle)
 
 
+def of_images(t: Any) -> tuple[Any, Any]:
+  """alpha and sigma as [B,1,1,1], of times [B]."""
+  alpha, sigma = alpha_sigma(t)
+  return alpha[:, None, None, None], sigma[:, None, None, None]
+
+
+def noised(x: Any, label: Any) -> tuple[Any, Any, Any, Any]:
+  """Noised images, t ~ U[0, 1), and their v."""
+  del label
+  t, eps = torch.rand(len(x), device=x.device), torch.randn_like(x)
+  alpha, sigma = of_images(t)
+  return alpha * x + sigma * eps, t, alpha * eps - sigma * x, 1.0
+
+
+def taught(teacher: Network, x: Any, label: Any) -> tuple[Any, Any, Any, Any]:
+  """Noised images at a time of the student's sampler, and the v by which its step comes to where its teacher's two do.
+
+  Weighted by max(alpha^2, sigma^2): max(1, SNR) on the squared error of x (Salimans & Ho 2022, equation 9).
+  """
+  i = torch.randint(NUM_STEPS, (len(x),), device=x.device)
+  t = (i + 1) / NUM_STEPS
+  alpha, sigma = of_images(t)
+  z = alpha * x + sigma * torch.randn_like(x)
+  v = (alpha * z - target(teacher, z, i, label)) / sigma
+  return z, t, v, torch.maximum(alpha, sigma).square()
+
+
+@torch.no_grad()
+def target(teacher: Network, z: Any, i: Any, label: Any) -> Any:
+  """The x that takes a student's step from (i + 1) / N to i / N where its teacher comes by two: as jaxdiff's distillation.target."""
+  times = [(i + part) / NUM_STEPS for part in (1.0, 0.5, 0.0)]
+  (alpha, sigma), (alpha_mid, sigma_mid), (alpha_s, sigma_s) = (of_images(t) for t in times)
+  first = alpha * z - sigma * teacher(z, 999 * times[0], label).float()
+  z_mid = alpha_mid * first + sigma_mid / sigma * (z - alpha * first)
+  second = alpha_mid * z_mid - sigma_mid * teacher(z_mid, 999 * times[1], label).float()
+  z_s = alpha_s * second + sigma_s / sigma_mid * (z_mid - alpha_mid * second)
+  ratio = sigma_s / sigma
+  return torch.where(i[:, None, None, None] == 0, second, (z_s - ratio * z) / (alpha_s - ratio * alpha))
+
+
 def train(
-  case: Case, model: torch.nn.Module, network: Network, device: torch.device
+  case: Case, model: torch.nn.Module, network: Network, lesson: Lesson, device: torch.device
 ) -> Callable[[], dict[str, float]]:
   """One train step a call."""
   params, null = list(model.parameters()), case.model["num_classes"]
@@ -124,13 +206,11 @@ def train(
   )
 
   def run() -> dict[str, float]:
-    x = image.float() / 127.5 - 1
-    t, eps = torch.rand(case.batch_size, device=device), torch.randn(case.shape, device=device)
-    alpha, sigma = (a[:, None, None, None] for a in alpha_sigma(t))
-    kept = torch.where(torch.rand(case.batch_size, device=device) < 0.1, null, label)
+    kept = torch.where(torch.rand(case.batch_size, device=device) < DROPOUT, null, label)
     with autocast():
-      out = network(alpha * x + sigma * eps, 999 * t, kept)
-    loss = (out.float() - (alpha * eps - sigma * x)).square().mean()
+      z, t, v, weight = lesson(image.float() / 127.5 - 1, kept)
+      out = network(z, 999 * t, kept)
+    loss = (weight * (out.float() - v).square()).mean()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(params, 1.0, foreach=True)
