@@ -6,7 +6,7 @@ python -m benchmarks.controlnet cost checkpoints/controlnet_canny --base checkpo
 obey: --num images by the hints of the held-out examples and their labels, drawn as config.sample of each run says, scored
 against the hint (scores.fidelity) without the branch (the floor), with it, and of the real images (the ceiling); "of the
 way" is (with - without) / (real - without).  The judge, a classifier of clean images, tells how many are of the class that
-was asked for.  --reader: how hints are found where the source has no detector, as segmentation=FILE.onnx.
+was asked for.  --scale: how strongly branches act (config.sample.control_scale), a row each.  --reader: how hints are found where the source has no detector, as segmentation=FILE.onnx.
 
 cost: milliseconds of a train step of the branch and of its base, in turn, and the peak memory that the compiler plans; and
 of drawing a batch with and without the branch.
@@ -15,7 +15,7 @@ of drawing a batch with and without the branch.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ def main() -> None:
   of_obey.add_argument("--judge", type=Path, required=True, metavar="DIR")
   of_obey.add_argument("--num", type=int, default=500)
   of_obey.add_argument("--steps", type=int, default=25)
+  of_obey.add_argument("--scale", type=float, nargs="+", default=[1.0])
   of_obey.add_argument("--reader", action="append", default=[], metavar="HINT=FILE")
   of_obey.set_defaults(run=obey)
   of_cost = kinds.add_parser("cost")
@@ -67,20 +68,26 @@ def main() -> None:
 def obey(flags: argparse.Namespace) -> None:
   judge = accuracy_by(flags.judge)
   readers = dict(reader.split("=", 1) for reader in flags.reader)
-  print("| run | hint | without | with | real | of the way | class without | class with |")
-  print("| --- " * 8 + "|")
+  print("| run | hint | scale | without | with | real | of the way | class without | class with |")
+  print("| --- " * 9 + "|")
   for workdir in flags.workdirs:
-    found = obeyed(workdir, flags.num, flags.steps, readers, judge)
-    way = (found["with"] - found["without"]) / (found["real"] - found["without"])
-    figures = " | ".join(f"{found[name]:.3f}" for name in ("without", "with", "real"))
-    classes = " | ".join(f"{100 * found[name]:.1f}%" for name in ("class without", "class with"))
-    print(f"| {workdir.name} | {found['hint']} | {figures} | {100 * way:.0f}% | {classes} |", flush=True)
+    hint, real, (floor, *found) = obeyed(workdir, (0.0, *flags.scale), flags.num, flags.steps, readers, judge)
+    for scale, (obedience, right) in zip(flags.scale, found, strict=True):
+      way = (obedience - floor[0]) / (real - floor[0])
+      figures = " | ".join(f"{figure:.3f}" for figure in (floor[0], obedience, real))
+      classes = f"{100 * floor[1]:.1f}% | {100 * right:.1f}%"
+      print(f"| {workdir.name} | {hint} | {scale:g} | {figures} | {100 * way:.0f}% | {classes} |", flush=True)
 
 
 def obeyed(
-  workdir: Path, num: int, steps: int, readers: dict[str, str], judge: Callable[..., float]
-) -> dict[str, Any]:
-  """What a branch's images are worth, and the base's from the same noise."""
+  workdir: Path,
+  scales: Sequence[float],
+  num: int,
+  steps: int,
+  readers: dict[str, str],
+  judge: Callable[..., float],
+) -> tuple[str, float, list[tuple[float, float]]]:
+  """(the hint, the real images' fidelity, for each scale (fidelity, share in class)), all from the same noise."""
   config = configuration.of_run(workdir)
   config.sample.hint, config.sample.steps = "data", steps
   hint = config.data.hint.partition("(")[0]
@@ -94,13 +101,13 @@ def obeyed(
   )
   if reader is None or real is None:
     raise SystemExit(f"{workdir}: no detector finds {hint} in images; give --reader {hint}=FILE.onnx")
-  found = {"hint": hint, "real": FIDELITY[hint](asked, reader(real))}
   state, drawing = turns.opened(config, workdir, BATCH)
-  for name, scale in (("without", 0.0), ("with", 1.0)):
+  found = []
+  for scale in scales:
     config.sample.control_scale = (scale,)
     images = np.concatenate(list(sample.draw_all(drawing, state, label, BATCH)))
-    found |= {name: FIDELITY[hint](asked, reader(images)), f"class {name}": judge(images, label)}
-  return found
+    found.append((FIDELITY[hint](asked, reader(images)), judge(images, label)))
+  return hint, FIDELITY[hint](asked, reader(real)), found
 
 
 def accuracy_by(workdir: Path) -> Callable[[np.ndarray, np.ndarray], float]:
