@@ -38,12 +38,10 @@ def make(case: Case, name: str) -> Runner:
   torch.backends.cudnn.benchmark = True
   torch.manual_seed(0)
   model, network = build(case, name)(case, device)
-  if case.kind == "sample":
-    model = model.to(getattr(torch, case.dtype)).eval()
   compiled = torch.compile if name == "torch.compile" else lambda network: network
   facts: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
   if case.kind == "sample":
-    run = sample(case, model, compiled(network), device)
+    run = sample(case, model.to(getattr(torch, case.dtype)).eval(), compiled(network), device)
   else:
     lesson: Lesson = noised
     if case.kind == "distill":
