@@ -8,8 +8,9 @@ python -m jaxdiff.main --config configs/controlnet_cfg.py:segmentation
 python -m jaxdiff.main --config configs/controlnet_cfg.py:depth
 python -m jaxdiff.main --config configs/controlnet_cfg.py:fashion_mnist    Canny edges of garments
 
-Another base, a UNet for example: --config.base.workdir=checkpoints/unet_shapes.  The network, the process and the data are
-the base's.  Drawing by a hint: --mode sample --workdir checkpoints/controlnet_canny --config.sample.hint=FILE.png
+Another base, a UNet for example: --config.base.workdir=checkpoints/unet_shapes --config.optim.learning_rate=1e-3
+--config.train.batch_size=32.  The network, the process and the data are the base's.
+Drawing by a hint: --mode sample --workdir checkpoints/controlnet_canny --config.sample.hint=FILE.png
 Figures: docs/RESULTS.md.
 """
 
@@ -50,6 +51,7 @@ def get_config(preset: str = "") -> ConfigDict:
 def hint(kind: str) -> Callable[[ConfigDict], None]:
   def set_hint(c: ConfigDict) -> None:
     c.data.hint = kind
+    c.optim.learning_rate = 3e-3  # for a small DiT's branch; 1e-3 for a UNet's
 
   return set_hint
 

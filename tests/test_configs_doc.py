@@ -36,7 +36,7 @@ def test_no_key_is_left_out(name):
 def test_what_a_file_sets_by_a_function_is_told_too():
   told = configs._changed("controlnet_cfg", OF_FILE["controlnet_cfg"], OF_FILE["base"])
   made = configuration.load("configs/controlnet_cfg.py")
-  assert told["optim.learning_rate"] == made.optim.learning_rate == 1e-3 and told["task"] == "controlnet"
+  assert told["optim.learning_rate"] == made.optim.learning_rate == 3e-3 and told["task"] == "controlnet"
   assert "optim.clip_norm" not in told, "it is what base.py says"
 
 
