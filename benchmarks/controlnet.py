@@ -6,7 +6,8 @@ python -m benchmarks.controlnet cost checkpoints/controlnet_canny --base checkpo
 obey: --num images by the hints of the held-out examples and their labels, drawn as config.sample of each run says, scored
 against the hint (scores.fidelity) without the branch (the floor), with it, and of the real images (the ceiling); "of the
 way" is (with - without) / (real - without).  The judge, a classifier of clean images, tells how many are of the class that
-was asked for.  --scale: how strongly branches act (config.sample.control_scale), a row each.  --reader: how hints are found where the source has no detector, as segmentation=FILE.onnx.
+was asked for.  --scale: how strongly branches act (config.sample.control_scale), a row each.  --reader: how hints are found
+where the source has no detector, as segmentation=FILE.onnx.
 
 cost: milliseconds of a train step of the branch and of its base, in turn, and the peak memory that the compiler plans; and
 of drawing a batch with and without the branch.
@@ -71,11 +72,13 @@ def obey(flags: argparse.Namespace) -> None:
   print("| run | hint | scale | without | with | real | of the way | class without | class with |")
   print("| --- " * 9 + "|")
   for workdir in flags.workdirs:
-    hint, real, (floor, *found) = obeyed(workdir, (0.0, *flags.scale), flags.num, flags.steps, readers, judge)
-    for scale, (obedience, right) in zip(flags.scale, found, strict=True):
-      way = (obedience - floor[0]) / (real - floor[0])
-      figures = " | ".join(f"{figure:.3f}" for figure in (floor[0], obedience, real))
-      classes = f"{100 * floor[1]:.1f}% | {100 * right:.1f}%"
+    scales = (0.0, *flags.scale)
+    hint, real, found = obeyed(workdir, scales, flags.num, flags.steps, readers, judge)
+    (without, class_without), *others = found
+    for scale, (obedience, class_with) in zip(flags.scale, others, strict=True):
+      way = (obedience - without) / (real - without)
+      figures = " | ".join(f"{figure:.3f}" for figure in (without, obedience, real))
+      classes = f"{100 * class_without:.1f}% | {100 * class_with:.1f}%"
       print(f"| {workdir.name} | {hint} | {scale:g} | {figures} | {100 * way:.0f}% | {classes} |", flush=True)
 
 
@@ -101,13 +104,14 @@ def obeyed(
   )
   if reader is None or real is None:
     raise SystemExit(f"{workdir}: no detector finds {hint} in images; give --reader {hint}=FILE.onnx")
+  ceiling = FIDELITY[hint](asked, reader(real))  # before minutes of drawing: a reader may not suit
   state, drawing = turns.opened(config, workdir, BATCH)
   found = []
   for scale in scales:
     config.sample.control_scale = (scale,)
     images = np.concatenate(list(sample.draw_all(drawing, state, label, BATCH)))
     found.append((FIDELITY[hint](asked, reader(images)), judge(images, label)))
-  return hint, FIDELITY[hint](asked, reader(real)), found
+  return hint, ceiling, found
 
 
 def accuracy_by(workdir: Path) -> Callable[[np.ndarray, np.ndarray], float]:

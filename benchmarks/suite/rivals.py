@@ -65,7 +65,7 @@ def own_network(case: Case, device: torch.device) -> tuple[torch.nn.Module, Netw
 
   model: torch.nn.Module
   if case.model["name"] == "dit":
-    model = torch_dit.DiT(**dit_settings(case)).to(device)
+    model = torch_dit.DiT(**stream(case), learn_sigma=case.model["learn_sigma"]).to(device)
   else:
     settings = {key: value for key, value in case.model.items() if key != "name"}
     model = torch_unet.UNet(image_size=case.image_size, **settings).to(device)
@@ -79,9 +79,7 @@ def controlled_network(case: Case, device: torch.device) -> tuple[torch.nn.Modul
 
   base, _ = own_network(case, device)
   base.requires_grad_(False)
-  settings = dit_settings(case) | {"depth": case.blocks, "hint_channels": 1}
-  del settings["learn_sigma"]
-  branch = torch_dit.Control(**settings).to(device)
+  branch = torch_dit.Control(**stream(case) | {"depth": case.blocks}, hint_channels=1).to(device)
   hint = 255 * torch.randint(0, 2, (*case.shape[:3], 1), dtype=torch.uint8, device=device)
 
   def network(z: Any, t: Any, label: Any) -> Any:
@@ -90,11 +88,11 @@ def controlled_network(case: Case, device: torch.device) -> tuple[torch.nn.Modul
   return branch, network
 
 
-def dit_settings(case: Case) -> dict[str, Any]:
-  """What torch_dit.DiT is made of."""
+def stream(case: Case) -> dict[str, Any]:
+  """What torch_dit.Stream is made of."""
   from jaxdiff.models import dit
 
-  settings = {key: value for key, value in case.model.items() if key != "name"}
+  settings = {key: value for key, value in case.model.items() if key not in ("name", "learn_sigma")}
   side = case.image_size // settings["patch_size"]
   return settings | {"position": dit.position_table(side, side, settings["width"])}
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff import models
+from jaxdiff.models import controlnet
 from jaxdiff.types import Cond
 
 DIT = {
@@ -29,6 +30,8 @@ UNET = {
   "attention_sizes": (4,),
   "heads": 2,
 }
+BASES = {"dit": DIT, "unet": UNET}  # of control branches
+BLOCKS = 2  # of the DiT's three that its branch copies
 
 
 def inputs(size=8, channels=2, batch=4):
@@ -54,6 +57,24 @@ def make(config, size=8, **changes):
     return jnp.asarray(around + random.normal(size=leaf.shape) * 0.5 / np.sqrt(leaf.shape[-1]), leaf.dtype)
 
   return module, jax.tree_util.tree_map_with_path(draw, shapes), arguments
+
+
+def branch(name, **changes):
+  """(base module, its parameters, fresh branch module, its parameters as copied from the base, inputs with a hint)."""
+  base, base_params, (z, t, cond) = make(BASES[name], **changes)
+  depth = {"depth": BLOCKS} if name == "dit" else {}
+  module = models.build(BASES[name] | changes | depth, models.CONTROLS)
+  arguments = z, t, cond.replace(hint=jax.random.uniform(jax.random.key(2), (*z.shape[:3], 1)))
+  params = jit(module.init)(jax.random.key(3), *arguments)["params"]
+  return base, base_params, module, controlnet.copied(params, base_params), arguments
+
+
+def woken(params):
+  """A branch's parameters with its own layers moved away from zero."""
+  rng = np.random.default_rng(1)
+  own = {name for name in params if name.startswith(("zero_", "hint"))}
+  move = lambda a: a + 0.3 * rng.standard_normal(a.shape, np.float32)
+  return {name: jax.tree.map(move, leaf) if name in own else leaf for name, leaf in params.items()}
 
 
 def fresh(config, **changes):

@@ -5,31 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import models
 from jaxdiff.errors import UserError
 from jaxdiff.models import controlnet
 from tests.models import small
-
-BASES = {"dit": small.DIT, "unet": small.UNET}
-BLOCKS = 2  # of the DiT's three
-
-
-def made(name, **changes):
-  """(base module, its parameters, fresh branch module, its parameters as copied from the base, inputs with a hint)."""
-  base, base_params, (z, t, cond) = small.make(BASES[name], **changes)
-  depth = {"depth": BLOCKS} if name == "dit" else {}
-  branch = models.build(BASES[name] | changes | depth, models.CONTROLS)
-  inputs = z, t, cond.replace(hint=jax.random.uniform(jax.random.key(2), (*z.shape[:3], 1)))
-  params = small.jit(branch.init)(jax.random.key(3), *inputs)["params"]
-  return base, base_params, branch, controlnet.copied(params, base_params), inputs
-
-
-def woken(params):
-  """The branch's own layers moved away from zero."""
-  rng = np.random.default_rng(1)
-  own = {name for name in params if name.startswith(("zero_", "hint"))}
-  move = lambda a: a + 0.3 * rng.standard_normal(a.shape, np.float32)
-  return {name: jax.tree.map(move, leaf) if name in own else leaf for name, leaf in params.items()}
 
 
 def with_branch(base, base_params, branch, params, inputs):
@@ -43,46 +21,47 @@ def with_branch(base, base_params, branch, params, inputs):
   return out(base_params, params, inputs)
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", small.BASES)
 def test_a_fresh_branch_changes_no_bit(name):
-  base, base_params, branch, params, inputs = made(name)
+  base, base_params, branch, params, inputs = small.branch(name)
   steered = with_branch(base, base_params, branch, params, inputs)
   alone = small.apply(base, base_params, inputs)
   assert np.asarray(alone).any()
   assert np.array_equal(steered, alone)
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", small.BASES)
 def test_a_trained_branch_makes_the_output_depend_on_the_hint(name):
-  base, base_params, branch, params, (z, t, cond) = made(name)
+  base, base_params, branch, params, (z, t, cond) = small.branch(name)
   hints = (cond.hint, jnp.flip(cond.hint, axis=2))
   there, elsewhere = (
-    with_branch(base, base_params, branch, woken(params), (z, t, cond.replace(hint=hint))) for hint in hints
+    with_branch(base, base_params, branch, small.woken(params), (z, t, cond.replace(hint=hint)))
+    for hint in hints
   )
   assert float(jnp.abs(there - elsewhere).max()) > 1e-3
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", small.BASES)
 def test_the_residuals_are_what_the_base_takes(name):
-  _, _, branch, params, inputs = made(name)
+  _, _, branch, params, inputs = small.branch(name)
   residuals = jax.tree.leaves(jax.eval_shape(branch.apply, {"params": params}, *inputs))
   zeros = [name for name in params if name.startswith("zero_")]
-  assert len(residuals) == len(zeros) == (BLOCKS if name == "dit" else 2 * 1 + 2 + 1)
+  assert len(residuals) == len(zeros) == (small.BLOCKS if name == "dit" else 2 * 1 + 2 + 1)
   assert controlnet.num_controls(params) == len(zeros)
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", small.BASES)
 def test_each_layer_that_starts_at_zero_has_a_norm(name):
   """So that all of a fresh branch's are 0, and all of a moved one's are not."""
-  *_, params, _ = made(name)
-  fresh, moved = controlnet.zero_norms(params), controlnet.zero_norms(woken(params))
+  *_, params, _ = small.branch(name)
+  fresh, moved = controlnet.zero_norms(params), controlnet.zero_norms(small.woken(params))
   assert set(fresh) == {part.removeprefix("zero_") for part in params if part.startswith("zero_")} | {"hint"}
   assert not any(fresh.values()) and all(moved.values())
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", small.BASES)
 def test_all_that_the_base_has_is_copied_and_the_rest_starts_silent(name):
-  _, base_params, _, params, _ = made(name)
+  _, base_params, _, params, _ = small.branch(name)
   for part, leaves in params.items():
     if part in base_params:
       assert jax.tree.all(jax.tree.map(np.array_equal, leaves, base_params[part])), part
@@ -92,10 +71,10 @@ def test_all_that_the_base_has_is_copied_and_the_rest_starts_silent(name):
   assert {"embedding"} < set(params) & set(base_params)
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", small.BASES)
 def test_a_fresh_branch_can_learn(name):
   """Zero times something else than zero: the zero layers have a gradient, so that the next step has all of them."""
-  base, base_params, branch, params, inputs = made(name)
+  base, base_params, branch, params, inputs = small.branch(name)
 
   @small.jit
   @jax.grad
@@ -108,22 +87,22 @@ def test_a_fresh_branch_can_learn(name):
     moves = any(np.asarray(leaf).any() for leaf in jax.tree.leaves(slopes[part]))
     assert moves == part.startswith("zero_"), part
   # Once these have moved, the hint's own layers learn too.
-  assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(slope(woken(params))["hint"]))
+  assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(slope(small.woken(params))["hint"]))
 
 
 def test_a_base_of_stacked_blocks_is_copied_block_by_block():
-  base, base_params, branch, params, inputs = made("dit", scan=True)
+  base, base_params, branch, params, inputs = small.branch("dit", scan=True)
   assert "blocks" in base_params
-  for i in range(BLOCKS):
+  for i in range(small.BLOCKS):
     expected = jax.tree.map(lambda stacked, i=i: stacked[i], base_params["blocks"])
     assert jax.tree.all(jax.tree.map(np.array_equal, params[f"block_{i}"], expected))
-  steered = with_branch(base, base_params, branch, woken(params), inputs)
+  steered = with_branch(base, base_params, branch, small.woken(params), inputs)
   assert not np.allclose(steered, small.apply(base, base_params, inputs))
 
 
 def test_the_last_control_acts_after_the_last_copied_block():
   """The DiT's residual i is added to the output of block i: removing the blocks after it by hand gives the same stream."""
-  base, base_params, _, _, inputs = made("dit")
+  base, base_params, _, _, inputs = small.branch("dit")
   residual = 0.1 * jax.random.normal(jax.random.key(5), (4, 16, 16))
   zero = jnp.zeros_like(residual)
   first = small.jit(lambda r: base.apply({"params": base_params}, *inputs, residuals=r))((residual,))
@@ -135,9 +114,9 @@ def test_the_last_control_acts_after_the_last_copied_block():
   assert not np.allclose(first, second)
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", small.BASES)
 def test_a_larger_hint_is_brought_to_the_models_size(name):
-  _, _, branch, _, (z, t, cond) = made(name)
+  _, _, branch, _, (z, t, cond) = small.branch(name)
   large = cond.replace(hint=jnp.ones((*(s * 4 if i else s for i, s in enumerate(z.shape[:3])), 3)))
   params = small.jit(branch.init)(jax.random.key(3), z, t, large)["params"]
   same, larger = (
@@ -147,16 +126,16 @@ def test_a_larger_hint_is_brought_to_the_models_size(name):
   assert same == larger
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", small.BASES)
 @pytest.mark.parametrize("size", [12, 4])
 def test_a_hint_of_another_size_is_refused(name, size):
-  _, _, branch, params, (z, t, cond) = made(name)
+  _, _, branch, params, (z, t, cond) = small.branch(name)
   with pytest.raises(UserError, match=f"the hint is {size}x{size} pixels; it must be 8x8"):
     jax.eval_shape(branch.apply, {"params": params}, z, t, cond.replace(hint=jnp.ones((4, size, size, 1))))
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", small.BASES)
 def test_without_a_hint_it_says_so(name):
-  _, _, branch, params, (z, t, cond) = made(name)
+  _, _, branch, params, (z, t, cond) = small.branch(name)
   with pytest.raises(UserError, match="needs a hint"):
     jax.eval_shape(branch.apply, {"params": params}, z, t, cond.replace(hint=None))

@@ -9,7 +9,7 @@ import pytest
 from jaxdiff.diffusion import distillation, schedules
 from jaxdiff.models import dit
 from jaxdiff.types import Cond, Prediction
-from tests.models import small, test_controlnet
+from tests.models import small
 
 torch = pytest.importorskip("torch")
 
@@ -36,25 +36,24 @@ def compare(rival, load, config, size, **changes):
   near(result, small.apply(module, params, (z, t, cond)))
 
 
-def dit_settings(**changes):
-  settings = {key: value for key, value in small.DIT.items() if key != "name"} | changes
+def stream(**changes):
+  settings = {key: value for key, value in small.DIT.items() if key not in ("name", "learn_sigma")} | changes
   return settings | {"position": dit.position_table(4, 4, 16)}
 
 
 def test_dit():
   from benchmarks.rivals import torch_dit
 
-  compare(torch_dit.DiT(**dit_settings()), torch_dit.load, small.DIT, 8)
+  compare(torch_dit.DiT(**stream(), learn_sigma=small.DIT["learn_sigma"]), torch_dit.load, small.DIT, 8)
 
 
 def test_a_branch_and_the_dit_that_it_steers():
   from benchmarks.rivals import torch_dit
 
-  module, params, branch, own, (z, t, cond) = test_controlnet.made("dit")
-  own = test_controlnet.woken(own)
-  settings = dit_settings(depth=test_controlnet.BLOCKS, hint_channels=1)
-  del settings["learn_sigma"]
-  base, control = torch_dit.DiT(**dit_settings()), torch_dit.Control(**settings)
+  module, params, branch, own, (z, t, cond) = small.branch("dit")
+  own = small.woken(own)
+  base = torch_dit.DiT(**stream(), learn_sigma=small.DIT["learn_sigma"])
+  control = torch_dit.Control(**stream(depth=small.BLOCKS), hint_channels=1)
   load_all(base, torch_dit.load, params)
   load_all(control, torch_dit.load_control, own)
   asked = tensor(z), tensor(t), tensor(cond.label).long()
