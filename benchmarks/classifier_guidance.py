@@ -143,4 +143,5 @@ def plot(found: dict[str, list[dict[str, float]]], path: Path) -> None:
 
 
 if __name__ == "__main__":
+  platform.with_huge_pages()
   main()

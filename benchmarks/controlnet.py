@@ -173,4 +173,5 @@ def table(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, str]:
 
 
 if __name__ == "__main__":
+  platform.with_huge_pages()
   main()

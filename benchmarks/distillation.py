@@ -139,4 +139,5 @@ def drawer(workdir: Path, settings: dict[str, Any]) -> Callable[[], Any]:
 
 
 if __name__ == "__main__":
+  platform.with_huge_pages()
   main()

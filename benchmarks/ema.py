@@ -174,4 +174,5 @@ def plot(found: dict[str, Curves], at: list[int], path: Path) -> None:
 
 
 if __name__ == "__main__":
+  platform.with_huge_pages()
   main()

@@ -156,4 +156,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+  from jaxdiff import platform
+
+  platform.with_huge_pages()
   sys.exit(main())

@@ -140,4 +140,7 @@ KINDS: dict[str, Callable[[argparse.Namespace], list[tuple[str, ...]]]] = {
 }
 
 if __name__ == "__main__":
+  from jaxdiff import platform
+
+  platform.with_huge_pages()
   main()

@@ -373,4 +373,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  platform.with_huge_pages()
   main()

@@ -200,4 +200,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  from jaxdiff import platform
+
+  platform.with_huge_pages()
   main()

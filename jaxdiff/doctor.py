@@ -118,7 +118,7 @@ def findings(sizes: Sizes | None = None) -> list[Finding]:
     return found  # what follows needs them
   kind = jax.default_backend()
   found += unused(seen, kind, os.environ)
-  found += [memory(), disk(Path.cwd())]
+  found += [memory(), *huge_pages(kind, platform.huge_pages_setting()), disk(Path.cwd())]
   found += speeds(sizes or SIZES.get(kind, SIZES["gpu"]))
   return [*found, cudnn_attention(kind), *data_sources(os.environ), *optional()]
 
@@ -307,6 +307,18 @@ def memory() -> Finding:
   if limit:
     return Finding("memory", f"{limit / 2**30:.1f} GiB of a device for JAX, {_host_memory()} of the machine")
   return Finding("memory", f"{_host_memory()}, {cores()} CPU core(s)")
+
+
+def huge_pages(kind: str, setting: str) -> list[Finding]:
+  """Whether what XLA:CPU works in comes in pages of 2 MiB (platform.with_huge_pages); `setting` as the kernel has it, "" elsewhere."""
+  chosen = re.search(r"\[(\w+)\]", setting)
+  if kind != "cpu" or not chosen:
+    return []
+  texts = {"always": "for all programs", "madvise": "for programs that ask, as this one does"}
+  if chosen[1] in texts:
+    return [Finding("huge pages", texts[chosen[1]])]
+  advice = f"train a fifth faster: echo madvise | sudo tee {platform.HUGE_PAGES}"
+  return [Finding("huge pages", f"{chosen[1]}, by the kernel's setting", advice)]
 
 
 def _host_memory() -> str:

@@ -285,4 +285,5 @@ def _cache_dir() -> Path:
 
 
 if __name__ == "__main__":
+  platform.with_huge_pages()
   _run_and_exit()

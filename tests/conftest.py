@@ -27,6 +27,8 @@ if FLAGS not in os.environ.get("XLA_FLAGS", ""):
 os.environ["XDG_CACHE_HOME"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["JAXDIFF_TESTS_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What platform.with_huge_pages asks for: programs that tests start need not start anew for it.
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 
 
 @pytest.fixture(autouse=True)

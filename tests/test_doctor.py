@@ -32,8 +32,9 @@ def run(capsys, *arguments):
   return status, capsys.readouterr().err
 
 
-def test_a_machine_that_can_train(machine, capsys):
+def test_a_machine_that_can_train(machine, capsys, monkeypatch):
   machine()
+  monkeypatch.setattr(doctor.platform, "huge_pages_setting", lambda: "always [madvise] never\n")
   status, text = run(capsys)
   assert status == 0 and text.rstrip().endswith("Training can work here.")
   names = [line.split()[1] for line in text.splitlines() if line[:3] in ("ok ", "see", "FIX")]
@@ -43,6 +44,7 @@ def test_a_machine_that_can_train(machine, capsys):
     "JAX",
     "devices",
     "memory",
+    "huge",
     "disk",
     "matmul",
     "convolution",
@@ -52,6 +54,20 @@ def test_a_machine_that_can_train(machine, capsys):
   assert names[: len(wanted)] == wanted
   assert {"Fashion-MNIST", "TFDS", "torch", "onnxruntime"} <= set(names)
   assert "FIX" not in text
+
+
+@pytest.mark.parametrize(
+  ("setting", "text", "is_advised"),
+  [
+    ("[always] madvise never\n", "for all programs", False),
+    ("always [madvise] never\n", "for programs that ask, as this one does", False),
+    ("always madvise [never]\n", "never, by the kernel's setting", True),
+  ],
+)
+def test_huge_pages(setting, text, is_advised):
+  (finding,) = doctor.huge_pages("cpu", setting)
+  assert finding.text == text and bool(finding.advice) == is_advised and not finding.stops
+  assert doctor.huge_pages("gpu", setting) == [] == doctor.huge_pages("cpu", "")
 
 
 def test_a_gpu_that_jax_does_not_see(machine, capsys):

@@ -1,4 +1,9 @@
-"""XLA's flags: set where they are understood, never over the user's."""
+"""XLA's flags and glibc's tunables: set where they are understood, never over the user's."""
+
+import os
+import platform as host
+import subprocess
+import sys
 
 import pytest
 
@@ -28,3 +33,51 @@ def test_version_and_platforms(monkeypatch):
   assert platform.cpu_only()
   monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
   assert not platform.cpu_only()
+
+
+GLIBC = ("glibc", "2.36")
+ASKED = f"{platform.TUNABLE}=1"
+
+
+@pytest.mark.parametrize(
+  ("given", "libc", "setting", "on_cpu", "expected"),
+  [
+    ("", GLIBC, "always [madvise] never\n", True, ASKED),
+    ("", ("glibc", "2.35"), "always [madvise] never\n", True, ASKED),
+    ("glibc.malloc.check=1", GLIBC, "always [madvise] never\n", True, f"glibc.malloc.check=1:{ASKED}"),
+    (f"{platform.TUNABLE}=0", GLIBC, "always [madvise] never\n", True, f"{platform.TUNABLE}=0"),
+    ("", GLIBC, "always [madvise] never\n", False, ""),
+    ("", GLIBC, "[always] madvise never\n", True, ""),
+    ("", GLIBC, "always madvise [never]\n", True, ""),
+    ("", GLIBC, "", True, ""),
+    ("", ("glibc", "2.34"), "always [madvise] never\n", True, ""),
+    ("", ("", ""), "always [madvise] never\n", True, ""),
+  ],
+)
+def test_huge_pages_are_asked_for_where_that_changes_anything(given, libc, setting, on_cpu, expected):
+  assert platform.huge_page_tunables(given, libc, setting, on_cpu) == expected
+
+
+PROGRAM = """
+import os, pathlib, sys
+from jaxdiff import platform
+platform.HUGE_PAGES = pathlib.Path(sys.argv[1])
+print("started", os.getpid(), flush=True)
+platform.with_huge_pages()
+print(os.environ.get("GLIBC_TUNABLES", ""), *sys.argv[2:])
+"""
+
+
+@pytest.mark.skipif(host.libc_ver()[0] != "glibc", reason="glibc's")
+@pytest.mark.parametrize(("setting", "starts", "tunables"), [("[madvise]", 2, ASKED), ("[never]", 1, "")])
+def test_a_program_starts_anew_once_as_the_same_process(setting, starts, tunables, tmp_path):
+  """With the arguments that it had, and no more often than it takes."""
+  (tmp_path / "enabled").write_text(f"always {setting} never")
+  (tmp_path / "program.py").write_text(PROGRAM)
+  command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "enabled"), "--a=b c", ""]
+  environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+  with subprocess.Popen(
+    command, env=environment | {"PYTHONPATH": os.getcwd()}, stdout=subprocess.PIPE, text=True
+  ) as process:
+    said = process.communicate()[0]
+  assert said.splitlines() == [f"started {process.pid}"] * starts + [f"{tunables} --a=b c "]
