@@ -23,7 +23,7 @@ from benchmarks.suite.runner import Runner
 ROOT = Path(__file__).resolve().parent.parent.parent
 OURS = "jaxdiff"
 PAUSE = 0.3  # seconds, for the threads of the one that ran to go to sleep
-WARMUP = 3  # runs
+SHORT = 2.0  # seconds of a measurement, before which there is one more that does not count
 LONG = 10.0  # seconds of a run, of which one more warms up enough
 IN_A_ROW = 5  # measurements of a process that is started anew for each round
 
@@ -99,21 +99,30 @@ class Worker:
 
 def work(runner: Runner, runs: int) -> Iterator[dict[str, Any]]:
   """What a worker says: its facts once warm, then a measurement each time."""
-  start = time.perf_counter()
-  runner.run()
+  seconds, _ = timed(runner, 1)
   more = runner.warmup - 1
-  for _ in range(min(1, more) if time.perf_counter() - start > LONG else more):
-    runner.run()
+  for _ in range(min(1, more) if seconds > LONG else more):
+    seconds, _ = timed(runner, 1)
   yield runner.facts
   while True:
-    start = time.perf_counter()
-    for _ in range(runs):
-      told = runner.run()
-    row = {"seconds": (time.perf_counter() - start) / runs} | told
+    if (
+      seconds < SHORT
+    ):  # while it waited others filled the caches, and the system may have taken back what memory was free
+      runner.run()
+    seconds, told = timed(runner, runs)
+    row = {"seconds": seconds} | told
     row["memory"] = runner.memory()
     if runner.matmul is not None:
       row["matmul"] = runner.matmul()
     yield row
+
+
+def timed(runner: Runner, runs: int) -> tuple[float, dict[str, float]]:
+  """(seconds of a run, the mean of so many in a row; what the last one told)."""
+  start = time.perf_counter()
+  for _ in range(runs):
+    told = runner.run()
+  return (time.perf_counter() - start) / runs, told
 
 
 def serve(runner: Runner, runs: int, out: Any) -> None:
