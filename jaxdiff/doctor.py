@@ -118,7 +118,7 @@ def findings(sizes: Sizes | None = None) -> list[Finding]:
     return found  # what follows needs them
   kind = jax.default_backend()
   found += unused(seen, kind, os.environ)
-  found += [memory(), *huge_pages(kind, platform.huge_pages_setting()), disk(Path.cwd())]
+  found += [memory(), *huge_pages(kind, platform.huge_pages_setting(), os.environ), disk(Path.cwd())]
   found += speeds(sizes or SIZES.get(kind, SIZES["gpu"]))
   return [*found, cudnn_attention(kind), *data_sources(os.environ), *optional()]
 
@@ -309,16 +309,18 @@ def memory() -> Finding:
   return Finding("memory", f"{_host_memory()}, {cores()} CPU core(s)")
 
 
-def huge_pages(kind: str, setting: str) -> list[Finding]:
+def huge_pages(kind: str, setting: str, environment: Mapping[str, str]) -> list[Finding]:
   """Whether what XLA:CPU works in comes in pages of 2 MiB (platform.with_huge_pages); `setting` as the kernel has it, "" elsewhere."""
   chosen = re.search(r"\[(\w+)\]", setting)
   if kind != "cpu" or not chosen:
     return []
-  texts = {"always": "for all programs", "madvise": "for programs that ask, as this one does"}
-  if chosen[1] in texts:
-    return [Finding("huge pages", texts[chosen[1]])]
-  advice = f"train a fifth faster: echo madvise | sudo tee {platform.HUGE_PAGES}"
-  return [Finding("huge pages", f"{chosen[1]}, by the kernel's setting", advice)]
+  if chosen[1] == "never":
+    advice = f"train a fifth faster: echo madvise | sudo tee {platform.HUGE_PAGES}"
+    return [Finding("huge pages", "never, by the kernel's setting", advice)]
+  asks = f"{platform.TUNABLE}=1" in environment.get("GLIBC_TUNABLES", "")
+  since = ".".join(map(str, platform.TUNABLE_SINCE))
+  for_whom = f"for programs that ask, {'as this one does' if asks else f'which takes glibc {since}'}"
+  return [Finding("huge pages", "for all programs" if chosen[1] == "always" else for_whom)]
 
 
 def _host_memory() -> str:

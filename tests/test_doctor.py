@@ -57,17 +57,18 @@ def test_a_machine_that_can_train(machine, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ("setting", "text", "is_advised"),
+  ("setting", "tunables", "text", "is_advised"),
   [
-    ("[always] madvise never\n", "for all programs", False),
-    ("always [madvise] never\n", "for programs that ask, as this one does", False),
-    ("always madvise [never]\n", "never, by the kernel's setting", True),
+    ("[always] madvise never\n", "", "for all programs", False),
+    ("always [madvise] never\n", "glibc.malloc.hugetlb=1", "for programs that ask, as this one does", False),
+    ("always [madvise] never\n", "", "for programs that ask, which takes glibc 2.35", False),
+    ("always madvise [never]\n", "", "never, by the kernel's setting", True),
   ],
 )
-def test_huge_pages(setting, text, is_advised):
-  (finding,) = doctor.huge_pages("cpu", setting)
+def test_huge_pages(setting, tunables, text, is_advised):
+  (finding,) = doctor.huge_pages("cpu", setting, {"GLIBC_TUNABLES": tunables})
   assert finding.text == text and bool(finding.advice) == is_advised and not finding.stops
-  assert doctor.huge_pages("gpu", setting) == [] == doctor.huge_pages("cpu", "")
+  assert doctor.huge_pages("gpu", setting, {}) == [] == doctor.huge_pages("cpu", "", {})
 
 
 def test_a_gpu_that_jax_does_not_see(machine, capsys):

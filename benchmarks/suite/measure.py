@@ -23,7 +23,7 @@ from benchmarks.suite.runner import Runner
 ROOT = Path(__file__).resolve().parent.parent.parent
 OURS = "jaxdiff"
 PAUSE = 0.3  # seconds, for the threads of the one that ran to go to sleep
-SHORT = 2.0  # seconds of a measurement, before which there is one more that does not count
+SHORT = 2.0  # seconds of a run, before which there is one more that does not count
 LONG = 10.0  # seconds of a run, of which one more warms up enough
 IN_A_ROW = 5  # measurements of a process that is started anew for each round
 
@@ -105,9 +105,7 @@ def work(runner: Runner, runs: int) -> Iterator[dict[str, Any]]:
     seconds, _ = timed(runner, 1)
   yield runner.facts
   while True:
-    if (
-      seconds < SHORT
-    ):  # while it waited others filled the caches, and the system may have taken back what memory was free
+    if seconds < SHORT:  # others have filled the caches meanwhile, and memory that was free may have gone
       runner.run()
     seconds, told = timed(runner, runs)
     row = {"seconds": seconds} | told
