@@ -11,45 +11,58 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-# Of the suite's networks: tokens, channels in, channels out of DiT-S/4 at batch 16 ...
-PRODUCTS = ((1024, 384, 1152), (1024, 384, 1536), (1024, 1536, 384))
-# ... and images, pixels a side, channels in, channels out of the UNet's convolutions 3x3.
-CONVOLUTIONS = ((8, 32, 64, 64), (8, 32, 192, 64), (8, 16, 128, 128), (8, 16, 256, 128), (8, 8, 256, 128))
+from benchmarks import turns
+
 PASSES = ("forward", "to the input", "to the weights")
-FRAMEWORKS = ("jax", "torch")
 REPEATS = 20
 
-Shape = tuple[int, ...]
+
+class Layer(NamedTuple):
+  """A linear layer of so many tokens, (N,), or a convolution 3x3 of so many images, (B, H, W)."""
+
+  batch: tuple[int, ...]
+  inputs: int
+  outputs: int
+
+  @property
+  def taps(self) -> tuple[int, ...]:
+    return (3, 3) if len(self.batch) == 3 else ()
+
+
+LAYERS = (  # of the suite's networks: DiT-S/4 at batch 16, and the UNet
+  Layer((1024,), 384, 1152),
+  Layer((1024,), 384, 1536),
+  Layer((1024,), 1536, 384),
+  Layer((8, 32, 32), 64, 64),
+  Layer((8, 32, 32), 192, 64),
+  Layer((8, 16, 16), 128, 128),
+  Layer((8, 16, 16), 256, 128),
+  Layer((8, 8, 8), 256, 128),
+)
 Passes = Mapping[str, Callable[[], Any]]  # each of PASSES, done, as an array of its framework
 
 
-def operands(shape: Shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(input, weights, the gradient of the output) of a layer, f32: [N,I], [I,O], [N,O]; or [B,S,S,I], [3,3,I,O], [B,S,S,O]."""
-  *batch, inputs, outputs = shape
-  if len(shape) == 4:
-    batch = [batch[0], batch[1], batch[1]]
-  taps = [3, 3] if len(shape) == 4 else []
+def operands(layer: Layer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(input, weights, the gradient of the output), f32: [*batch,I], [*taps,I,O], [*batch,O]."""
   normal = np.random.default_rng(0).standard_normal
-  x, w, g = ((*batch, inputs), (*taps, inputs, outputs), (*batch, outputs))
-  return normal(x, np.float32), normal(w, np.float32), normal(g, np.float32)
+  shapes = (*layer.batch, layer.inputs), (*layer.taps, *layer[1:]), (*layer.batch, layer.outputs)
+  x, w, g = (normal(shape, np.float32) for shape in shapes)
+  return x, w, g
 
 
-def gflop(shape: Shape) -> float:
+def gflop(layer: Layer) -> float:
   """Of one pass, 2 for each multiplication and addition; taps beyond an image's edge count too."""
-  x, w, _ = operands(shape)
-  return 2e-9 * math.prod(x.shape[:-1]) * w.size
+  return 2e-9 * math.prod((*layer.batch, *layer.taps, *layer[1:]))
 
 
-def in_jax(shape: Shape) -> Passes:
+def in_jax(layer: Layer) -> Passes:
   """A layer's passes by XLA, with the flags that every run has; weights as in `operands`."""
   from jaxdiff import platform
 
@@ -58,24 +71,24 @@ def in_jax(shape: Shape) -> Passes:
 
   from jaxdiff.models import layers
 
-  layer = layers.convolve if len(shape) == 4 else jax.numpy.matmul
-  x, w, g = map(jax.numpy.asarray, operands(shape))
+  apply = layers.convolve if layer.taps else jax.numpy.matmul
+  x, w, g = map(jax.numpy.asarray, operands(layer))
   functions = {
-    "forward": lambda x, w, g: layer(x, w),
-    "to the input": lambda x, w, g: jax.vjp(lambda x: layer(x, w), x)[1](g)[0],
-    "to the weights": lambda x, w, g: jax.vjp(lambda w: layer(x, w), w)[1](g)[0],
+    "forward": lambda x, w, g: apply(x, w),
+    "to the input": lambda x, w, g: jax.vjp(lambda x: apply(x, w), x)[1](g)[0],
+    "to the weights": lambda x, w, g: jax.vjp(lambda w: apply(x, w), w)[1](g)[0],
   }
   compiled = {name: jax.jit(function) for name, function in functions.items()}
   return {name: lambda f=f: f(x, w, g).block_until_ready() for name, f in compiled.items()}
 
 
-def in_torch(shape: Shape) -> Passes:
+def in_torch(layer: Layer) -> Passes:
   """A layer's passes by PyTorch, images in channels_last; weights [O,I], of a convolution [O,I,3,3]."""
   import torch
 
   torch.set_grad_enabled(False)
-  x, w, g = map(torch.from_numpy, operands(shape))
-  if len(shape) < 4:
+  x, w, g = map(torch.from_numpy, operands(layer))
+  if not layer.taps:
     w = w.T.contiguous()
     return {
       "forward": lambda: torch.nn.functional.linear(x, w),
@@ -94,48 +107,38 @@ def in_torch(shape: Shape) -> Passes:
   }
 
 
-MAKERS: dict[str, Callable[[Shape], Passes]] = {"jax": in_jax, "torch": in_torch}
+MAKERS: dict[str, Callable[[Layer], Passes]] = {"jax": in_jax, "torch": in_torch}
 
 
 def rates(framework: str) -> list[list[float]]:
-  """GFLOP/s of each pass of each shape, the median of REPEATS after two that do not count."""
+  """GFLOP/s of each pass of each layer, by the median of REPEATS."""
+  taken = [turns.timed(MAKERS[framework](layer), REPEATS) for layer in LAYERS]
   return [
-    [gflop(shape) / seconds(run) for run in MAKERS[framework](shape).values()]
-    for shape in PRODUCTS + CONVOLUTIONS
+    [gflop(layer) / float(np.median(seconds)) for seconds in passes.values()]
+    for layer, passes in zip(LAYERS, taken, strict=True)
   ]
 
 
-def seconds(run: Callable[[], Any]) -> float:
-  times = []
-  for _ in range(REPEATS + 2):
-    start = time.perf_counter()
-    run()
-    times.append(time.perf_counter() - start)
-  return statistics.median(times[2:])
-
-
 def table(found: Mapping[str, np.ndarray]) -> str:
-  """A row for each shape, "XLA's, PyTorch's" for each pass.  Shapes: found: framework -> f64[shapes,passes]."""
+  """A row for each layer, "XLA's, PyTorch's" for each pass.  Shapes: found: framework -> f64[layers,passes]."""
   lines = [f"| GFLOP/s: XLA, PyTorch | {' | '.join(PASSES)} |", f"| --- |{' ---: |' * len(PASSES)}"]
-  for i, shape in enumerate(PRODUCTS + CONVOLUTIONS):
-    name = "convolution 3x3, {}x{}x{}, {} to {}" if len(shape) == 4 else "product, {}, {} to {}"
-    sizes = (shape[0], shape[1], *shape[1:]) if len(shape) == 4 else shape
-    cells = [
-      ", ".join(f"{found[framework][i, j]:.0f}" for framework in FRAMEWORKS) for j in range(len(PASSES))
-    ]
-    lines.append(f"| {name.format(*sizes)} | {' | '.join(cells)} |")
+  for i, layer in enumerate(LAYERS):
+    kind = "convolution 3x3" if layer.taps else "product"
+    name = f"{kind}, {'x'.join(map(str, layer.batch))}, {layer.inputs} to {layer.outputs}"
+    cells = [", ".join(f"{found[framework][i, j]:.0f}" for framework in MAKERS) for j in range(len(PASSES))]
+    lines.append(f"| {name} | {' | '.join(cells)} |")
   return "\n".join(lines)
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--rounds", type=int, default=5)
-  parser.add_argument("--framework", choices=FRAMEWORKS, help=argparse.SUPPRESS)
+  parser.add_argument("--framework", choices=MAKERS, help=argparse.SUPPRESS)
   flags = parser.parse_args()
   if flags.framework:
     print(json.dumps(rates(flags.framework)))
     return
-  found: dict[str, list[list[list[float]]]] = {framework: [] for framework in FRAMEWORKS}
+  found: dict[str, list[list[list[float]]]] = {framework: [] for framework in MAKERS}
   for _ in range(flags.rounds):
     for framework, own in found.items():
       command = [sys.executable, "-m", "benchmarks.products", "--framework", framework]

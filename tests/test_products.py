@@ -15,14 +15,14 @@ def _gradients():
   torch.set_grad_enabled(True)
 
 
-@pytest.mark.parametrize("shape", [(6, 4, 5), (2, 4, 3, 5)])
-def test_both_frameworks_compute_the_same(shape):
-  ours, theirs = products.in_jax(shape), products.in_torch(shape)
+@pytest.mark.parametrize("layer", [products.Layer((6,), 4, 5), products.Layer((2, 4, 4), 3, 5)])
+def test_both_frameworks_compute_the_same(layer):
+  ours, theirs = products.in_jax(layer), products.in_torch(layer)
   assert tuple(ours) == tuple(theirs) == products.PASSES
   for name, run in ours.items():
     wanted = run()
     found = theirs[name]().numpy()
-    if len(shape) == 4:  # [B,C,H,W], and of weights [O,I,3,3]
+    if layer.taps:  # [B,C,H,W], and of weights [O,I,3,3]
       found = found.transpose(2, 3, 1, 0) if name == "to the weights" else found.transpose(0, 2, 3, 1)
     elif name == "to the weights":
       found = found.T
@@ -30,12 +30,12 @@ def test_both_frameworks_compute_the_same(shape):
 
 
 def test_operations_are_counted():
-  assert products.gflop((6, 4, 5)) == pytest.approx(2e-9 * 6 * 4 * 5)
-  assert products.gflop((2, 4, 3, 5)) == pytest.approx(2e-9 * 2 * 4 * 4 * 9 * 3 * 5)
+  assert products.gflop(products.Layer((6,), 4, 5)) == pytest.approx(2e-9 * 6 * 4 * 5)
+  assert products.gflop(products.Layer((2, 4, 4), 3, 5)) == pytest.approx(2e-9 * 2 * 4 * 4 * 9 * 3 * 5)
 
 
 def test_a_row_for_each_shape():
-  rows = len(products.PRODUCTS + products.CONVOLUTIONS)
+  rows = len(products.LAYERS)
   found = {name: np.full((rows, 3), rate) for name, rate in (("jax", 1.0), ("torch", 2.0))}
   lines = products.table(found).splitlines()
   assert len(lines) == rows + 2
