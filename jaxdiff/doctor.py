@@ -310,17 +310,16 @@ def memory() -> Finding:
 
 
 def huge_pages(kind: str, setting: str, environment: Mapping[str, str]) -> list[Finding]:
-  """Whether what XLA:CPU works in comes in pages of 2 MiB (platform.with_huge_pages); `setting` as the kernel has it, "" elsewhere."""
-  chosen = re.search(r"\[(\w+)\]", setting)
-  if kind != "cpu" or not chosen:
+  """Whether what XLA:CPU works in comes in pages of 2 MiB (platform.with_huge_pages); `setting` as platform.huge_pages_setting()."""
+  if kind != "cpu" or not setting:
     return []
-  if chosen[1] == "never":
+  if setting == "never":
     advice = f"train a fifth faster: echo madvise | sudo tee {platform.HUGE_PAGES}"
     return [Finding("huge pages", "never, by the kernel's setting", advice)]
-  asks = f"{platform.TUNABLE}=1" in environment.get("GLIBC_TUNABLES", "")
+  asks = platform.ASKING in environment.get("GLIBC_TUNABLES", "")
   since = ".".join(map(str, platform.TUNABLE_SINCE))
   for_whom = f"for programs that ask, {'as this one does' if asks else f'which takes glibc {since}'}"
-  return [Finding("huge pages", "for all programs" if chosen[1] == "always" else for_whom)]
+  return [Finding("huge pages", "for all programs" if setting == "always" else for_whom)]
 
 
 def _host_memory() -> str:

@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform as host
+import re
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ FUSION_VERSIONS = (
 DEVICES_FLAG = "--xla_force_host_platform_device_count"
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")  # who gets them: always [madvise] never
 TUNABLE = "glibc.malloc.hugetlb"
+ASKING = f"{TUNABLE}=1"
 TUNABLE_SINCE = (2, 35)  # glibc
 ACCELERATORS = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "jax_rocm60_plugin")
 
@@ -63,8 +65,9 @@ def with_huge_pages() -> None:
 
 
 def huge_pages_setting() -> str:
-  """The kernel's setting, as "always [madvise] never"; "" where there is none."""
-  return HUGE_PAGES.read_text() if HUGE_PAGES.is_file() else ""
+  """Who gets huge pages from the kernel: "always", "madvise" (who asks) or "never"; "" where there is no such setting."""
+  chosen = re.search(r"\[(\w+)\]", HUGE_PAGES.read_text()) if HUGE_PAGES.is_file() else None
+  return chosen[1] if chosen else ""
 
 
 def huge_page_tunables(given: str, libc: tuple[str, str], setting: str, on_cpu: bool) -> str:
@@ -75,9 +78,9 @@ def huge_page_tunables(given: str, libc: tuple[str, str], setting: str, on_cpu: 
   name, version = libc
   numbers = tuple(int(part) for part in version.split(".") if part.isdigit())
   is_known = name == "glibc" and numbers >= TUNABLE_SINCE
-  if TUNABLE in given or not on_cpu or not is_known or "[madvise]" not in setting:
+  if TUNABLE in given or not on_cpu or not is_known or setting != "madvise":
     return given
-  return f"{given}:{TUNABLE}=1".lstrip(":")
+  return f"{given}:{ASKING}".lstrip(":")
 
 
 def cache_dir() -> Path:

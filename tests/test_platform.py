@@ -36,26 +36,42 @@ def test_version_and_platforms(monkeypatch):
 
 
 GLIBC = ("glibc", "2.36")
-ASKED = f"{platform.TUNABLE}=1"
+ASKED = "glibc.malloc.hugetlb=1"
 
 
 @pytest.mark.parametrize(
   ("given", "libc", "setting", "on_cpu", "expected"),
   [
-    ("", GLIBC, "always [madvise] never\n", True, ASKED),
-    ("", ("glibc", "2.35"), "always [madvise] never\n", True, ASKED),
-    ("glibc.malloc.check=1", GLIBC, "always [madvise] never\n", True, f"glibc.malloc.check=1:{ASKED}"),
-    (f"{platform.TUNABLE}=0", GLIBC, "always [madvise] never\n", True, f"{platform.TUNABLE}=0"),
-    ("", GLIBC, "always [madvise] never\n", False, ""),
-    ("", GLIBC, "[always] madvise never\n", True, ""),
-    ("", GLIBC, "always madvise [never]\n", True, ""),
+    ("", GLIBC, "madvise", True, ASKED),
+    ("", ("glibc", "2.35"), "madvise", True, ASKED),
+    ("glibc.malloc.check=1", GLIBC, "madvise", True, f"glibc.malloc.check=1:{ASKED}"),
+    (f"{platform.TUNABLE}=0", GLIBC, "madvise", True, f"{platform.TUNABLE}=0"),
+    ("", GLIBC, "madvise", False, ""),
+    ("", GLIBC, "always", True, ""),
+    ("", GLIBC, "never", True, ""),
     ("", GLIBC, "", True, ""),
-    ("", ("glibc", "2.34"), "always [madvise] never\n", True, ""),
-    ("", ("", ""), "always [madvise] never\n", True, ""),
+    ("", ("glibc", "2.34"), "madvise", True, ""),
+    ("", ("", ""), "madvise", True, ""),
   ],
 )
 def test_huge_pages_are_asked_for_where_that_changes_anything(given, libc, setting, on_cpu, expected):
   assert platform.huge_page_tunables(given, libc, setting, on_cpu) == expected
+
+
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    ("always [madvise] never\n", "madvise"),
+    ("[always] madvise never\n", "always"),
+    ("always madvise [never]\n", "never"),
+    ("", ""),
+  ],
+)
+def test_the_kernels_setting_is_the_word_in_brackets(text, expected, tmp_path, monkeypatch):
+  monkeypatch.setattr(platform, "HUGE_PAGES", tmp_path / "enabled")
+  assert platform.huge_pages_setting() == ""
+  (tmp_path / "enabled").write_text(text)
+  assert platform.huge_pages_setting() == expected
 
 
 PROGRAM = """
