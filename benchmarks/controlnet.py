@@ -6,17 +6,19 @@ python -m benchmarks.controlnet cost checkpoints/controlnet_canny --base checkpo
 obey: --num images by the hints of the held-out examples and their labels, drawn as config.sample of each run says, scored
 against the hint (scores.fidelity) without the branch (the floor), with it, and of the real images (the ceiling); "of the
 way" is (with - without) / (real - without).  The judge, a classifier of clean images, tells how many are of the class that
-was asked for.  --scale: how strongly branches act (config.sample.control_scale), a row each.  --reader: how hints are found
-where the source has no detector, as segmentation=FILE.onnx.
+was asked for.  --scale: how strongly branches act (config.sample.control_scale), --hint_guidance: how far images are drawn
+away from the base's (config.sample.hint_guidance), a row for each of both.  --reader: how hints are found where the source
+has no detector, as segmentation=FILE.onnx.
 
 cost: milliseconds of a train step of the branch and of its base, in turn, and the peak memory that the compiler plans; and
-of drawing a batch with and without the branch.
+of drawing a batch without the branch, with it, and with guidance by the hint too.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,7 @@ def main() -> None:
   of_obey.add_argument("--num", type=int, default=500)
   of_obey.add_argument("--steps", type=int, default=25)
   of_obey.add_argument("--scale", type=float, nargs="+", default=[1.0])
+  of_obey.add_argument("--hint_guidance", type=float, nargs="+", default=[1.0])
   of_obey.add_argument("--reader", action="append", default=[], metavar="HINT=FILE")
   of_obey.set_defaults(run=obey)
   of_cost = kinds.add_parser("cost")
@@ -69,28 +72,34 @@ def main() -> None:
 def obey(flags: argparse.Namespace) -> None:
   judge = accuracy_by(flags.judge)
   readers = dict(reader.split("=", 1) for reader in flags.reader)
-  print("| run | hint | scale | without | with | real | of the way | class without | class with |")
-  print("| --- " * 9 + "|")
+  print(
+    "| run | hint | scale | hint guidance | without | with | real | of the way | class without | class with |"
+  )
+  print("| --- " * 10 + "|")
   for workdir in flags.workdirs:
-    scales = (0.0, *flags.scale)
-    hint, real, found = obeyed(workdir, scales, flags.num, flags.steps, readers, judge)
-    (without, class_without), *others = found
-    for scale, (obedience, class_with) in zip(flags.scale, others, strict=True):
-      way = (obedience - without) / (real - without)
+    ways = ((0.0, 1.0), *itertools.product(flags.scale, flags.hint_guidance))
+    hint, real, found = obeyed(workdir, ways, flags.num, flags.steps, readers, judge)
+    without, class_without = next(found)
+    for way, (obedience, class_with) in zip(ways[1:], found, strict=True):
+      asked = " | ".join(f"{figure:g}" for figure in way)
       figures = " | ".join(f"{figure:.3f}" for figure in (without, obedience, real))
+      share = (obedience - without) / (real - without)
       classes = f"{100 * class_without:.1f}% | {100 * class_with:.1f}%"
-      print(f"| {workdir.name} | {hint} | {scale:g} | {figures} | {100 * way:.0f}% | {classes} |", flush=True)
+      print(f"| {workdir.name} | {hint} | {asked} | {figures} | {100 * share:.0f}% | {classes} |", flush=True)
 
 
 def obeyed(
   workdir: Path,
-  scales: Sequence[float],
+  ways: Sequence[tuple[float, float]],
   num: int,
   steps: int,
   readers: dict[str, str],
   judge: Callable[..., float],
-) -> tuple[str, float, list[tuple[float, float]]]:
-  """(the hint, the real images' fidelity, for each scale (fidelity, share in class)), all from the same noise."""
+) -> tuple[str, float, Iterator[tuple[float, float]]]:
+  """(the hint, the real images' fidelity, for each way (fidelity, share in class)), all from the same noise.
+
+  ways: (control_scale, hint_guidance) of config.sample.
+  """
   config = configuration.of_run(workdir)
   config.sample.hint, config.sample.steps = "data", steps
   hint = config.data.hint.partition("(")[0]
@@ -105,13 +114,14 @@ def obeyed(
   if reader is None or real is None:
     raise SystemExit(f"{workdir}: no detector finds {hint} in images; give --reader {hint}=FILE.onnx")
   ceiling = FIDELITY[hint](asked, reader(real))  # before minutes of drawing: a reader may not suit
-  state, drawing = turns.opened(config, workdir, BATCH)
-  found = []
-  for scale in scales:
-    config.sample.control_scale = (scale,)
+
+  def score(scale: float, hint_guidance: float) -> tuple[float, float]:
+    config.sample.control_scale, config.sample.hint_guidance = (scale,), hint_guidance
+    state, drawing = turns.opened(config, workdir, BATCH)
     images = np.concatenate(list(sample.draw_all(drawing, state, label, BATCH)))
-    found.append((FIDELITY[hint](asked, reader(images)), judge(images, label)))
-  return hint, ceiling, found
+    return FIDELITY[hint](asked, reader(images)), judge(images, label)
+
+  return hint, ceiling, itertools.starmap(score, ways)
 
 
 def accuracy_by(workdir: Path) -> Callable[[np.ndarray, np.ndarray], float]:
@@ -131,10 +141,9 @@ def cost(flags: argparse.Namespace) -> None:
   steps = {name: trainer(workdir, branch.train.batch_size) for name, workdir in workdirs.items()}
   print("train step", table({name: step for name, (step, _) in steps.items()}, flags.rounds))
   print("planned by the compiler, MiB:", {name: round(memory / 2**20) for name, (_, memory) in steps.items()})
-  print(
-    "drawing",
-    table({name: drawer(workdir, branch.sample) for name, workdir in workdirs.items()}, flags.rounds),
-  )
+  draws = {name: drawer(workdir, branch.sample) for name, workdir in workdirs.items()}
+  draws["branch, hint guidance 2"] = drawer(flags.workdir, branch.sample, hint_guidance=2.0)
+  print("drawing", table(draws, flags.rounds))
 
 
 def trainer(workdir: Path, batch_size: int) -> tuple[Callable[[], None], int]:
@@ -156,20 +165,25 @@ def trainer(workdir: Path, batch_size: int) -> tuple[Callable[[], None], int]:
   return once, memory.temp_size_in_bytes + memory.argument_size_in_bytes
 
 
-def drawer(workdir: Path, asked: Any) -> Callable[[], Any]:
+def drawer(workdir: Path, asked: Any, hint_guidance: float = 1.0) -> Callable[[], Any]:
   """Draws a batch of a run's images, with the sampler, steps and guidance that are asked for."""
   config = configuration.of_run(workdir)
   config.sample.update({key: asked[key] for key in ("sampler", "steps", "grid", "guidance")})
-  config.sample.hint = "data" if config.task == "controlnet" else ""
+  config.sample.hint, config.sample.hint_guidance = (
+    "data" if config.task == "controlnet" else "",
+    hint_guidance,
+  )
   return turns.drawer(config, workdir, np.zeros(BATCH, np.int32))
 
 
 def table(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, str]:
-  """Milliseconds of each way, in turn, and their ratio to the base's: medians and quartiles of the rounds."""
+  """Milliseconds of each way, in turn, and their ratios to the base's: medians and quartiles of the rounds."""
   seconds = turns.timed(ways, rounds)
-  ratio = turns.quartiles(seconds["branch"] / seconds["base"])
   found = {name: f"{1000 * np.median(times):.0f} ms" for name, times in seconds.items()}
-  return found | {"branch / base": "{1:.2f} ({0:.2f} to {2:.2f})".format(*ratio)}
+  for name in [name for name in ways if name != "base"]:
+    ratio = turns.quartiles(seconds[name] / seconds["base"])
+    found[name] += ", {1:.2f} ({0:.2f} to {2:.2f}) of the base's".format(*ratio)
+  return found
 
 
 if __name__ == "__main__":

@@ -134,6 +134,8 @@ def get_config() -> ConfigDict:
   c.sample.hint = ""
   c.sample.hint_is_map = False  # True: the files of config.sample.hint are hints already
   c.sample.control_scale = (1.0,)  # strength of each branch; 0: the base alone
+  # 1: hints are obeyed as learned; above: images are drawn away from what the base draws without them, at half as much cost again
+  c.sample.hint_guidance = 1.0
   c.sample.branches = ""  # workdirs of further control branches of the same base, with commas between
   # no hint without a label, and weaker control of the first layers: for hints without labels
   c.sample.guess = False

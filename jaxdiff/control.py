@@ -25,7 +25,9 @@ logger = logging.getLogger("jaxdiff")
 
 ROUNDING = 2**-7  # of a base's values, where one of two branches was exported in half precision
 GUESS_DECAY = 0.825  # strength of a control over that of the next deeper one
-NEEDED_BY = {"hint": "", "hint_is_map": False, "control_scale": (1.0,), "branches": "", "guess": False}
+NEEDED_BY = {
+  "hint": "", "hint_is_map": False, "hint_guidance": 1.0, "control_scale": (1.0,), "branches": "", "guess": False,
+}  # fmt: skip
 
 
 class Control(NamedTuple):
@@ -96,6 +98,11 @@ def check(config: Any) -> None:
     raise UserError(
       f"a control branch draws by a hint: --config.sample.hint=FILE (an image, whose {config.data.hint} is found), "
       "a folder of images, or data:SPLIT."
+    )
+  if s.guess and s.hint_guidance != 1:
+    raise UserError(
+      f"config.sample.guess guides towards the hint by config.sample.guidance; config.sample.hint_guidance, now "
+      f"{s.hint_guidance:g}, does so by a scale of its own. Use one of them."
     )
   count = 1 + len(_others(s))
   for key, found in (("hint", len(_words(s.hint))), ("control_scale", len(s.control_scale))):

@@ -74,10 +74,11 @@ def _check_labels(config: Any) -> None:
 
 def _check_needs(s: Any) -> None:
   """Raises UserError for a setting that would do nothing for want of another."""
-  is_steered = steering.is_guided(s) or steering.has_classifier(s)
+  is_free = steering.is_guided(s) or steering.is_guided_by_hint(s)
+  is_steered = is_free or steering.has_classifier(s)
   for key, needed, is_alone in (
     ("guidance_interval", "guidance", tuple(s.guidance_interval) != steering.ALWAYS and not is_steered),
-    ("guidance_rescale", "guidance", s.guidance_rescale != 0 and not steering.is_guided(s)),
+    ("guidance_rescale", "guidance", s.guidance_rescale != 0 and not is_free),
     ("classifier_scale", "classifier", s.classifier_scale != 1 and not s.classifier),
     ("classifier_sees", "classifier", s.classifier_sees != "auto" and not s.classifier),
     ("mask", "image", s.mask and not s.image),

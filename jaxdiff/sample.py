@@ -144,7 +144,7 @@ def make_bounds_preview(
   label = preview_labels(config)
   number, look = np.arange(len(label)), fidelity.make(config)
   without = config.copy_and_resolve_references()
-  without.sample.control_scale = (0.0,)
+  without.sample.control_scale, without.sample.hint_guidance = (0.0,), 1.0
   draw = make_draw(without, task, strategy.place_rows)
 
   kept: list[dict[str, float]] = []

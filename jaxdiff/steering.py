@@ -1,6 +1,6 @@
 """What config.sample makes of a model's denoiser: labels or none, guidance of both kinds, the image's range.
 
-The order, from the inside: classifier-free guidance, the classifier, the interval in which both act, the threshold.
+The order, from the inside: classifier-free guidance by label and hint, the classifier, the interval in which both act, the threshold.
 """
 
 from __future__ import annotations
@@ -31,17 +31,19 @@ def make(config: Any, schedule: NoiseSchedule) -> Steering:
   """
   s = config.sample
   classifier = classifiers.load(config) if has_classifier(s) else None
-  has_label, is_free = is_labelled(config) and s.guidance != 0, is_guided(s) and not guidance_range(config)
+  has_label = is_labelled(config) and s.guidance != 0
+  is_free = is_guided_by_hint(s) or (is_guided(s) and not guidance_range(config))
 
   def values() -> PyTree:
     params = classifier.params if classifier else {}
-    return {"guidance": s.guidance, "classifier_scale": s.classifier_scale, "classifier": params}
+    scales = {key: s[key] for key in ("guidance", "hint_guidance", "classifier_scale")}
+    return scales | {"classifier": params}
 
   def wrap(denoise: Denoiser, given: PyTree) -> Denoiser:
     if guidance_range(config):
       denoise = guidance.told(denoise, given["guidance"])
     plain = denoise if has_label else guidance.unlabelled(denoise)
-    steered = _classifier_free(s, denoise, given["guidance"], schedule) if is_free else plain
+    steered = _classifier_free(s, has_label, denoise, given, schedule) if is_free else plain
     if classifier:
       steered = _classified(classifier, steered, given, schedule)
     if steered is not plain and tuple(s.guidance_interval) != ALWAYS:
@@ -64,6 +66,11 @@ def guidance_range(config: Any) -> tuple[float, ...]:
 def is_guided(s: Any) -> bool:
   """Whether classifier-free guidance acts: at 1 the labelled prediction stands, at 0 the unlabelled one, at half the cost."""
   return s.guidance not in (0, 1)
+
+
+def is_guided_by_hint(s: Any) -> bool:
+  """Whether images are drawn away from what the base draws without the hint: at 1 the hint's prediction stands."""
+  return s.hint_guidance != 1
 
 
 def has_classifier(s: Any) -> bool:
@@ -122,10 +129,22 @@ def check_threshold(s: Any, schedule: NoiseSchedule) -> None:
   threshold(s, lambda z, t, cond: Prediction(z, z), schedule)
 
 
-def _classifier_free(s: Any, denoise: Denoiser, scale: Any, schedule: NoiseSchedule) -> Denoiser:
+def _classifier_free(
+  s: Any, has_label: bool, denoise: Denoiser, given: PyTree, schedule: NoiseSchedule
+) -> Denoiser:
+  """Guidance by the label, by the hint, or by both, where any of them acts."""
+  scale, hint_scale = given["guidance"], given["hint_guidance"]
+
+  def guide(denoise: Denoiser) -> Denoiser:
+    if not has_label:
+      return guidance.unlabelled(guidance.classifier_free(denoise, hint_scale, keep_hint=False))
+    if is_guided_by_hint(s):
+      return guidance.label_and_hint(denoise, scale, hint_scale)
+    return guidance.classifier_free(denoise, scale, keep_hint=not s.guess)
+
   if s.guidance_rescale:
-    return guidance.rescaled(denoise, scale, schedule, s.guidance_rescale, keep_hint=not s.guess)
-  return guidance.classifier_free(denoise, scale, keep_hint=not s.guess)
+    return guidance.rescaled(denoise, guide, schedule, s.guidance_rescale)
+  return guide(denoise)
 
 
 def _classified(

@@ -191,9 +191,28 @@ def test_guessing_guides_by_the_hint_without_a_label(opened, config):
   assert (guessed != draws(opened, config, label=-1)).any()
 
 
+@pytest.mark.parametrize(("guidance", "label"), [(0.0, -1), (0.0, 3), (1.0, 3), (1.5, 3)])
+def test_a_hint_guides_by_a_scale_of_its_own(opened, config, guidance, label):
+  config.sample.guidance = guidance
+  plain = draws(opened, config, label=label)
+  config.sample.hint_guidance = 3.0
+  guided = draws(opened, config, label=label)
+  assert (guided != plain).any()
+  config.sample.control_scale = (0.0,)
+  away = draws(opened, config, label=label)
+  config.sample.hint_guidance = 1.0
+  assert np.abs(away.astype(int) - draws(opened, config, label=label)).max() <= 1, (
+    "no hint, no guidance by it"
+  )
+
+
 @pytest.mark.parametrize(
   ("settings", "told"),
   [
+    (
+      {"guess": True, "hint_guidance": 2.0},
+      "config.sample.guess guides towards the hint by config.sample.guidance",
+    ),
     ({"hint": ""}, "a control branch draws by a hint: --config.sample.hint=FILE"),
     ({"hint": "nowhere.png"}, "cannot read the image 'nowhere.png'"),
     ({"hint": "data,data,data"}, "config.sample.hint has 3 values, but 1 branches act"),
@@ -254,7 +273,7 @@ def test_a_base_is_no_branch(opened, trained, config):
     draw.check(config)
 
 
-@pytest.mark.parametrize("setting", ["hint=data", "guess=True", "control_scale=0.5"])
+@pytest.mark.parametrize("setting", ["hint=data", "guess=True", "control_scale=0.5", "hint_guidance=2.0"])
 def test_a_model_without_a_branch_follows_no_hint(setting):
   with pytest.raises(UserError, match=r"needs a control branch; this run is of the task 'denoise'"):
     draw.check(small.config("dit", f"sample.{setting}"))

@@ -130,7 +130,8 @@ def disturb(workdir, hit, number, *arguments):
 
 @pytest.mark.slow
 def test_sigterm_to_any_saves_the_same_step_in_all(tmp_path):
-  disturbed, undisturbed, longer = tmp_path / "disturbed", tmp_path / "undisturbed", "--config.train.steps=300"
+  disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
+  longer = "--config.train.steps=300"
   for hit in ((1,), (0,), (0, 1)):
     statuses, texts = disturb(disturbed, hit, signal.SIGTERM, longer)
     assert statuses == [AGAIN, AGAIN], "\n".join(texts)

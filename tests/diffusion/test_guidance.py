@@ -25,6 +25,15 @@ def toy(z, t, cond):
   return Prediction(x=x, eps=(z - alpha * x) / sigma)
 
 
+def by(scale):
+  return lambda denoise: guidance.classifier_free(denoise, scale)
+
+
+def obedient(z, t, cond):
+  """Follows its hint as strongly as it is told to."""
+  return toy(z, t, cond.replace(hint=20 * cond.hint * cond.hint_scale[:, :1, None, None]))
+
+
 def assert_equal(got, wanted):
   """Bit for bit."""
   for a, b in zip(got, wanted, strict=True):
@@ -44,7 +53,7 @@ def assert_consistent(prediction, z=Z, t=T):
     guidance.classifier_free,
     lambda denoise, scale: guidance.compose(denoise, [COND], [scale]),
     lambda denoise, scale: guidance.classifier_free(denoise, lambda t: scale + 0 * t),
-    lambda denoise, scale: guidance.rescaled(denoise, scale, SCHEDULE, share=0.0),
+    lambda denoise, scale: guidance.rescaled(denoise, by(scale), SCHEDULE, share=0.0),
   ],
   ids=["classifier_free", "compose", "function of t", "rescaled with share 0"],
 )
@@ -145,7 +154,8 @@ def varied(z, t, cond):
   [
     guidance.classifier_free(varied, 3.0),
     guidance.compose(varied, [COND, NULL], [3.0, 1.0]),
-    guidance.rescaled(varied, 3.0, SCHEDULE),
+    guidance.rescaled(varied, by(3.0), SCHEDULE),
+    lambda z, t, cond: guidance.label_and_hint(varied, 3.0, 2.0)(z, t, HINTED),
     guidance.autoguidance(varied, toy, 3.0),
     guidance.interval(guidance.classifier_free(varied, 3.0), varied, SCHEDULE, 0.1, 10.0),
     guidance.classifier(varied, lambda z, t, cond: -jnp.sum(z**2, (1, 2, 3)), 3.0, SCHEDULE),
@@ -157,13 +167,48 @@ def test_a_learned_variance_is_the_conditional_one(guided):
   assert (guided(Z, T, COND).log_var == varied(Z, T, COND).log_var).all()
 
 
+HINTED = COND.replace(hint_scale=jnp.ones((3, 2)))
+
+
+@pytest.mark.parametrize("of_hint", [0.0, 1.0, 2.0, lambda t: 1 + t])
+@pytest.mark.parametrize("of_label", [0.0, 1.0, 3.0, lambda t: 4 * t])
+def test_label_and_hint_have_a_scale_each(of_label, of_hint):
+  guided = guidance.label_and_hint(obedient, of_label, of_hint)(Z, T, HINTED)
+  null = HINTED.replace(label=NULL.label)
+  neither, hint, both = (
+    np.asarray(obedient(Z, T, cond).x, np.float64)
+    for cond in (null.replace(hint_scale=jnp.zeros((3, 2))), null, HINTED)
+  )
+  assert np.abs(hint - neither)[1:].max() > 0.1 < np.abs(both - hint).max(), "the hint and the label matter"
+  w, v = (scale(float(T[0])) if callable(scale) else scale for scale in (of_label, of_hint))
+  np.testing.assert_allclose(guided.x, neither + v * (hint - neither) + w * (both - hint), atol=2e-6)
+  assert_consistent(guided)
+
+
+@pytest.mark.parametrize(
+  ("hint_scale", "one_scale"),
+  [
+    (1.0, guidance.classifier_free(obedient, 3.0)),
+    (3.0, guidance.classifier_free(obedient, 3.0, keep_hint=False)),
+  ],
+)
+def test_a_scale_for_the_hint_holds_guidance_by_the_label_and_by_both(hint_scale, one_scale):
+  guided = guidance.label_and_hint(obedient, 3.0, hint_scale)(Z, T, HINTED)
+  for got, wanted in zip(guided[:2], one_scale(Z, T, HINTED)[:2], strict=True):
+    np.testing.assert_allclose(got, wanted, atol=2e-6)
+
+
 def test_rescaling_in_full_gives_each_image_the_conditionals_contrast():
   conditional = toy(Z, T, COND).x.std((1, 2, 3))
   guided = guidance.classifier_free(toy, 6.0)(Z, T, COND).x
-  whole = guidance.rescaled(toy, 6.0, SCHEDULE, share=1.0)(Z, T, COND)
+  whole = guidance.rescaled(toy, by(6.0), SCHEDULE, share=1.0)(Z, T, COND)
   np.testing.assert_allclose(whole.x.std((1, 2, 3)), conditional, rtol=1e-5)
   assert (jnp.abs(guided.std((1, 2, 3)) / conditional - 1) > 0.1).all()
-  part = guidance.rescaled(toy, 6.0, SCHEDULE, share=0.7)(Z, T, COND)
+  both = guidance.rescaled(obedient, lambda d: guidance.label_and_hint(d, 6.0, 2.0), SCHEDULE, share=1.0)
+  np.testing.assert_allclose(
+    both(Z, T, HINTED).x.std((1, 2, 3)), obedient(Z, T, HINTED).x.std((1, 2, 3)), rtol=1e-5
+  )
+  part = guidance.rescaled(toy, by(6.0), SCHEDULE, share=0.7)(Z, T, COND)
   np.testing.assert_allclose(part.x, 0.7 * whole.x + 0.3 * guided, atol=1e-6)
   assert_consistent(whole)
   assert_consistent(part)
