@@ -79,6 +79,11 @@ def convolution(size: int, kernel: int, features_in: int, features: int, stride:
   return 2.0 * (kernel * outputs - outside) ** 2 * features_in * features
 
 
+def doubled_convolution(size: int, features_in: int, features: int) -> float:
+  """Of the doubled map of a size x size one, 3x3 taps: for each pixel of a square 2x2 of the map itself, half of an edge's outside."""
+  return 4 * 2.0 * (2 * size - 1) ** 2 * features_in * features
+
+
 def embedding(frequencies: int, dim: int) -> list[Product]:
   return [Product(linear(1, frequencies, dim), "first"), Product(linear(1, dim, dim), "condition")]
 
@@ -140,8 +145,16 @@ def unet_block(model: dict[str, Any], size: int, features_in: int, features: int
     yield from attention(size**2, features)
 
 
-def res_block(model: dict[str, Any], size: int, features_in: int, features: int) -> Iterator[Product]:
-  yield Product(convolution(size, 3, features_in, features))
+def res_block(
+  model: dict[str, Any], size: int, features_in: int, features: int, doubles: bool = False
+) -> Iterator[Product]:
+  """A block that works at `size`; where it doubles, of a map of half of that."""
+  first = (
+    doubled_convolution(size // 2, features_in, features)
+    if doubles
+    else convolution(size, 3, features_in, features)
+  )
+  yield Product(first)
   yield Product(linear(1, 4 * model["width"], features * (1 + model["scale_shift"])), "condition")
   yield Product(convolution(size, 3, features, features))
   if features_in != features:
@@ -151,9 +164,11 @@ def res_block(model: dict[str, Any], size: int, features_in: int, features: int)
 def change(model: dict[str, Any], size: int, features: int, halves: bool) -> Iterator[Product]:
   """From `size` to half of it, or to `size` from half of it."""
   if model["resblock_updown"]:
-    yield from res_block(model, size // 2 if halves else size, features, features)
+    yield from res_block(model, size // 2 if halves else size, features, features, doubles=not halves)
+  elif halves:
+    yield Product(convolution(size, 3, features, features, stride=2))
   else:
-    yield Product(convolution(size, 3, features, features, stride=2 if halves else 1))
+    yield Product(doubled_convolution(size // 2, features, features))
 
 
 def difference(formula: float, compiled: float | None, lowered: float | None, why: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -57,9 +57,16 @@ zeros = nn.initializers.zeros
 
 
 def conv(
-  features: int, size: int, dtype: Any, name: str, stride: int = 1, init: Any = fan_average
+  features: int,
+  size: int,
+  dtype: Any,
+  name: str,
+  stride: int = 1,
+  doubles: bool = False,
+  init: Any = fan_average,
 ) -> nn.Conv:
-  """A convolution with bias that keeps the feature map's size (divided by the stride)."""
+  """A convolution with bias that keeps the feature map's size (divided by the stride), or one of the doubled map."""
+  function = layers.convolve_doubled if doubles else layers.convolve
   return nn.Conv(
     features,
     (size, size),
@@ -67,15 +74,21 @@ def conv(
     padding=size // 2,
     kernel_init=init,
     dtype=dtype,
-    conv_general_dilated=_convolve if stride == 1 else None,
+    conv_general_dilated=functools.partial(_convolve, function) if stride == 1 else None,
     name=name,
   )
 
 
-def _convolve(x: Array, kernel: Array, strides: Any, padding: Any, **of_other_convolutions: Any) -> Array:
-  """layers.convolve as flax calls a convolution, its result named for rematerialization."""
-  del strides, padding, of_other_convolutions
-  return checkpoint_name(layers.convolve(x, kernel), layers.CONVOLVED)
+def _convolve(
+  function: Callable[..., Array],
+  x: Array,
+  kernel: Array,
+  *strides_and_padding: Any,
+  **of_other_convolutions: Any,
+) -> Array:
+  """function(x, kernel) as flax calls a convolution, its result named for rematerialization."""
+  del strides_and_padding, of_other_convolutions
+  return checkpoint_name(function(x, kernel), layers.CONVOLVED)
 
 
 def halve(x: Array) -> Array:
@@ -100,7 +113,7 @@ class ResBlock(nn.Module):
   """
 
   features: int
-  resize: Callable[[Array], Array] | None = None
+  resize: Literal["", "halve", "double"] = ""
   scale_shift: bool = False
   dropout: float = 0.0  # effective rate: 0 outside training
   dtype: Any = jnp.float32
@@ -108,9 +121,11 @@ class ResBlock(nn.Module):
   @nn.compact
   def __call__(self, x: Array, c: Array) -> Array:
     h = nn.silu(layers.GroupNorm(self.dtype, name="norm_1")(x))
-    if self.resize is not None:
-      x, h = self.resize(x), self.resize(h)
-    h = conv(self.features, 3, self.dtype, "conv_1")(h)
+    if self.resize == "halve":
+      x, h = halve(x), halve(h)
+    elif self.resize == "double":
+      x = double(x)
+    h = conv(self.features, 3, self.dtype, "conv_1", doubles=self.resize == "double")(h)
 
     features = (1 + self.scale_shift) * self.features
     condition = nn.Dense(features, kernel_init=fan_average, dtype=self.dtype, name="condition")(nn.silu(c))
@@ -192,7 +207,7 @@ class Encoder(nn.Module):
   def down(self, h: Array, c: Array, name: str) -> Array:
     """To half the size."""
     if self.resblock_updown:
-      return self.block(h.shape[-1], resize=halve, name=name)(h, c)
+      return self.block(h.shape[-1], resize="halve", name=name)(h, c)
     return conv(h.shape[-1], 3, self.dtype, name, stride=2)(h)
 
 
@@ -226,8 +241,8 @@ class Decoder(nn.Module):
   def up(self, h: Array, c: Array, name: str) -> Array:
     """To twice the size."""
     if self.resblock_updown:
-      return self.block(h.shape[-1], resize=double, name=name)(h, c)
-    return conv(h.shape[-1], 3, self.dtype, name)(double(h))
+      return self.block(h.shape[-1], resize="double", name=name)(h, c)
+    return conv(h.shape[-1], 3, self.dtype, name, doubles=True)(h)
 
 
 class UNet(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import jax
@@ -94,10 +95,11 @@ def test_a_convolutions_gradients_are_those_of_jax(size, dtype):
     np.testing.assert_allclose(a.astype("float32"), b.astype("float32"), rtol=tolerance, atol=tolerance)
 
 
-def test_a_gradient_in_a_loop_keeps_every_convolution_in_the_form_that_is_fast():
+@pytest.mark.parametrize("doubles", [False, True])
+def test_a_gradient_in_a_loop_keeps_every_convolution_in_the_form_that_is_fast(doubles):
   """XLA:CPU runs a kernel whose channels are exchanged (01oi) 14 times slower in a loop's body."""
   x = jnp.ones((2, 4, 4, 8))
-  conv = unet.conv(8, 3, jnp.float32, "conv")
+  conv = unet.conv(8, 3, jnp.float32, "conv", doubles=doubles)
   params = conv.init(jax.random.key(0), x)
 
   def steps(x, params):
@@ -107,6 +109,28 @@ def test_a_gradient_in_a_loop_keeps_every_convolution_in_the_form_that_is_fast()
   text = jax.jit(steps).lower(x, params).compile().as_text()
   labels = set(re.findall(r"dim_labels=(\w+->\w+)", text))
   assert labels == {"b01f_01io->b01f"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_convolution_of_a_doubled_map_needs_no_doubled_map(dtype):
+  keys = jax.random.split(jax.random.key(0), 3)
+  x, kernel, slope = (
+    jax.random.normal(key, shape, dtype)
+    for key, shape in zip(keys, ((2, 3, 5, 4), (3, 3, 4, 6), (2, 6, 10, 6)), strict=True)
+  )
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def results(function, x, kernel, slope):
+    value, back = jax.vjp(function, x, kernel)
+    return value, *back(slope)
+
+  found = results(layers.convolve_doubled, x, kernel, slope)
+  plain = results(lambda x, kernel: layers.convolve(unet.double(x), kernel), x, kernel, slope)
+  tolerance = 1e-5 if dtype == "float32" else 0.05
+  for a, b in zip(found, plain, strict=True):
+    assert a.dtype == b.dtype
+    scale = jnp.abs(b.astype("float32")).max()
+    np.testing.assert_allclose(a.astype("float32") / scale, b.astype("float32") / scale, atol=tolerance)
 
 
 def test_halve_and_double():
