@@ -31,7 +31,7 @@ SIZES = (192, 96, 64, 32)  # pixels: divisors of the largest, to which all are e
 SOURCES = ["shapes:96", "photographs", "idx:/usr/share/datasets/fashion-mnist"]
 ROWS = {"idx": (0, 7)}  # which examples of a source: by default the first two
 REPEATS = 5
-DETECTED = ("canny", "hough", "hough(detector=lsd)", "scribble")  # what --steady compares
+DETECTED = ("canny", "hough", "hough(orders=8)", "hough(detector=lsd)", "scribble")  # what --steady compares
 NOISES = (2, 5, 10)  # standard deviations, in levels of 255
 IMAGES = 200
 

@@ -8,12 +8,14 @@ import cv2
 import numpy as np
 import pytest
 
+from jaxdiff import data
 from jaxdiff.data import hints
 from jaxdiff.data.hints import areas, lines, maps, networks, strokes
 from jaxdiff.errors import UserError
+from jaxdiff.scores.fidelity import edges_f1
 
 DETECTORS = sorted(hints.HINTS.keys() - {"depth"})
-SPECS = [*DETECTORS, "hough(detector=lsd)", "scribble(detector=xdog)", "canny(spread=1.0)"]
+SPECS = [*DETECTORS, "hough(detector=lsd)", "hough(orders=8)", "scribble(detector=xdog)", "canny(spread=1.0)"]
 
 
 def told(function, *arguments, **keywords):
@@ -205,6 +207,29 @@ def test_line_width_follows_the_images_size():
     image[:, side // 2 :] = 255
     found[side] = hints.hough(image)[side // 2, :, 0].astype(bool).sum()
   assert found[32] == 1 and found[512] in (2, 3)  # OpenCV draws a line of 2 pixels with 3
+
+
+def test_an_image_is_turned_in_eight_ways_and_back():
+  image = np.arange(15, dtype=np.uint8).reshape(3, 5, 1)
+  ways = [lines.turned(image, number) for number in range(lines.ORDERS)]
+  assert len({(way.shape, way.tobytes()) for way in ways}) == lines.ORDERS
+  assert all((lines.turned_back(way, number) == image).all() for number, way in enumerate(ways))
+
+
+def test_more_orders_find_the_same_lines_again_in_an_image_that_hardly_differs():
+  source, noise = data.load("shapes"), np.random.default_rng(0)
+  images = np.stack([example["image"] for example in source.take(range(40))])
+  noisy = np.clip(np.rint(images + noise.normal(0, 5, images.shape)), 0, 255).astype(np.uint8)
+
+  def found_again(orders):
+    asked, found = (
+      np.stack([hints.hough(image, orders=orders) for image in some]) for some in (images, noisy)
+    )
+    return edges_f1(asked[..., 0], found[..., 0])
+
+  assert found_again(1) < 0.7 and found_again(8) > 0.9
+  one, eight = (hints.hough(images[0], orders=orders) for orders in (1, 8))
+  assert (eight[one > 0] > 0).all() and eight.sum() > one.sum(), "the first order's lines are among them"
 
 
 # scribble
@@ -542,6 +567,8 @@ def test_specs_that_are_wrong(spec, words):
     ("canny(low=200.0)", "low of hint 'canny' is 200.0, above high, 150.0"),
     ("hough(low=200.0)", "low of hint 'hough' is 200.0, above high, 150.0"),
     ("canny(blur=-1.0)", "blur of hint 'canny' is -1.0 (config.data.hint). Use at least 0."),
+    ("hough(orders=9)", "orders of hint 'hough' is 9 (config.data.hint). Use 1 to 8, a whole number."),
+    ("hough(orders=0)", "Use 1 to 8"),
     ("hough(detector=lsp)", "Did you mean 'lsd'?"),
     ("scribble(detector=dog)", "Did you mean 'xdog'?"),
     ("scribble(width=-0.1)", "width of hint 'scribble' is -0.1"),

@@ -11,6 +11,7 @@ from jaxdiff import errors
 from jaxdiff.data.hints import edges, inputs
 
 SHORTEST = 6.0  # pixels: what is shorter may be any part of a curve
+ORDERS = 8  # the symmetries of a square
 FINE = 96  # pixels; LSD grows regions of many pixels, which a smaller image does not have
 
 
@@ -21,6 +22,7 @@ def hough(
   min_length: float = 0.1,
   max_gap: float = 0.012,
   votes: float = 0.1,
+  orders: int = 1,
   low: float = 50.0,
   high: float = 150.0,
   blur: float = 0.8,
@@ -31,6 +33,8 @@ def hough(
   `detector` "hough": in the probabilistic Hough transform (Matas, Galambos and Kittler 2000) Canny's edge pixels, with
   thresholds `low` and `high`, vote in a random order for the lines through them; a line with `votes` is followed along
   the edges, over gaps of at most `max_gap`, and kept if it is longer than `min_length`. The order is the same each time.
+  As each line takes its pixels away, one edge pixel more or less makes it find others: with `orders` up to ORDERS it draws
+  the lines of so many orders, those of the image turned and mirrored, and finds nearly the same in an image that differs little.
   "lsd": the line segment detector (von Gioi et al. 2010) grows regions of like gradient direction and keeps those that
   chance does not explain; of the parameters only `min_length` and `thickness` matter to it.
 
@@ -41,20 +45,40 @@ def hough(
   inputs.check(image)
   edges.check("hough", low, high, blur)
   inputs.at_least(0, "hough", min_length=min_length, max_gap=max_gap, votes=votes, thickness=thickness)
+  if orders not in range(1, ORDERS + 1):
+    raise errors.UserError(
+      f"orders of hint 'hough' is {orders} (config.data.hint). Use 1 to {ORDERS}, a whole number."
+    )
   side = inputs.side(image)
-  shortest = max(SHORTEST, min_length * side)
+  shortest, pen = max(SHORTEST, min_length * side), max(1, round(thickness * side))
+
+  def of_order(on: np.ndarray, number: int) -> np.ndarray:
+    view = turned(on, number)
+    lines = voted(view, max(2, round(votes * side)), shortest, max(2, max_gap * side))
+    return turned_back(draw(lines, view.shape, pen), number)
+
+  def of_edges() -> np.ndarray:
+    on = edges.find(image, low, high, blur)
+    return np.maximum.reduce([of_order(on, number) for number in range(orders)])
+
   detectors = {
-    "hough": lambda: voted(
-      edges.find(image, low, high, blur),
-      max(2, round(votes * side)),
-      shortest,
-      max(2, max_gap * side),
-    ),
-    "lsd": lambda: grown(inputs.gray(image), shortest),
+    "hough": of_edges,
+    "lsd": lambda: draw(grown(inputs.gray(image), shortest), image.shape[:2], pen),
   }
   if detector not in detectors:
     raise errors.unknown("detector of hint 'hough' (config.data.hint)", detector, detectors)
-  return draw(detectors[detector](), image.shape[:2], max(1, round(thickness * side)))
+  return detectors[detector]()
+
+
+def turned(image: np.ndarray, number: int) -> np.ndarray:
+  """One of the ORDERS symmetries of an image [H,W,...]: by number % 4 quarters of a turn, mirrored from number 4 on."""
+  return np.ascontiguousarray(np.rot90(image[:, ::-1] if number >= 4 else image, number))
+
+
+def turned_back(image: np.ndarray, number: int) -> np.ndarray:
+  """The image whose `turned` this is."""
+  back = np.rot90(image, -number)
+  return back[:, ::-1] if number >= 4 else back
 
 
 def voted(on: np.ndarray, votes: int, min_length: float, max_gap: float) -> np.ndarray:
