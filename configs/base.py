@@ -137,7 +137,7 @@ def get_config() -> ConfigDict:
   # 1: hints are obeyed as learned; above: images are drawn away from what the base draws without them, at half as much cost again
   c.sample.hint_guidance = 1.0
   c.sample.branches = ""  # workdirs of further control branches of the same base, with commas between
-  # no hint without a label, and weaker control of the first layers: for hints without labels
+  # weaker control of the first layers, and at hint_guidance=1 no hint without a label: for hints without labels
   c.sample.guess = False
   c.sample.batch_size = 100  # images drawn at a time
   c.sample.seed = 0  # of the noise: image i is a function of (seed, i)

@@ -2,7 +2,7 @@
 
 python -m jaxdiff.main --config configs/dit_cfg.py                  digits, 8x8: 5 min on 2 CPU cores
 python -m jaxdiff.main --config configs/dit_cfg.py:fashion_mnist    Fashion-MNIST, 32x32: 30 min on 2 CPU cores
-python -m jaxdiff.main --config configs/dit_cfg.py:shapes           drawn scenes, 32x32 RGB: 25 min on 2 CPU cores
+python -m jaxdiff.main --config configs/dit_cfg.py:shapes           drawn scenes, 32x32 RGB: 10 to 25 min on 2 CPU cores
 python -m jaxdiff.main --config configs/dit_cfg.py:cifar10          one GPU
 python -m jaxdiff.main --config configs/dit_cfg.py:imagenet64       8 GPUs or a TPU slice
 python -m jaxdiff.main --config configs/dit_cfg.py:imagenet256_latent_xl2   DiT-XL/2 on 32x32x4 latents: --mode plan

@@ -2,7 +2,7 @@
 
 python -m jaxdiff.main --config configs/unet_cfg.py                  digits, 8x8: 5 min on 2 CPU cores
 python -m jaxdiff.main --config configs/unet_cfg.py:fashion_mnist    Fashion-MNIST, 32x32: 25 min on 2 CPU cores
-python -m jaxdiff.main --config configs/unet_cfg.py:shapes           drawn scenes, 32x32 RGB: 25 min on 2 CPU cores
+python -m jaxdiff.main --config configs/unet_cfg.py:shapes           drawn scenes, 32x32 RGB: 10 to 25 min on 2 CPU cores
 python -m jaxdiff.main --config configs/unet_cfg.py:cifar10          DDPM's CIFAR-10 network, class-conditional: one GPU
 python -m jaxdiff.main --config configs/unet_cfg.py:imagenet64       ADM's 64x64 network: 8 GPUs or a TPU slice
 

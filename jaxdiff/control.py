@@ -99,11 +99,6 @@ def check(config: Any) -> None:
       f"a control branch draws by a hint: --config.sample.hint=FILE (an image, whose {config.data.hint} is found), "
       "a folder of images, or data:SPLIT."
     )
-  if s.guess and s.hint_guidance != 1:
-    raise UserError(
-      f"config.sample.guess guides towards the hint by config.sample.guidance; config.sample.hint_guidance, now "
-      f"{s.hint_guidance:g}, does so by a scale of its own. Use one of them."
-    )
   count = 1 + len(_others(s))
   for key, found in (("hint", len(_words(s.hint))), ("control_scale", len(s.control_scale))):
     if found not in (1, count):

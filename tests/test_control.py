@@ -181,7 +181,7 @@ def test_two_branches_at_half_strength_are_one(opened, trained, config):
 
 def test_guessing_guides_by_the_hint_without_a_label(opened, config):
   """At no label classifier-free guidance has nothing to say, unless the hint is what it drops."""
-  config.sample.guidance = 3.0
+  config.sample.guidance, config.sample.hint_guidance = 3.0, 1.0
   plain = draws(opened, config, label=-1)
   config.sample.guidance = 1.5
   assert np.array_equal(plain, draws(opened, config, label=-1))
@@ -193,7 +193,7 @@ def test_guessing_guides_by_the_hint_without_a_label(opened, config):
 
 @pytest.mark.parametrize(("guidance", "label"), [(0.0, -1), (0.0, 3), (1.0, 3), (1.5, 3)])
 def test_a_hint_guides_by_a_scale_of_its_own(opened, config, guidance, label):
-  config.sample.guidance = guidance
+  config.sample.guidance, config.sample.hint_guidance = guidance, 1.0
   plain = draws(opened, config, label=label)
   config.sample.hint_guidance = 3.0
   guided = draws(opened, config, label=label)
@@ -209,10 +209,6 @@ def test_a_hint_guides_by_a_scale_of_its_own(opened, config, guidance, label):
 @pytest.mark.parametrize(
   ("settings", "told"),
   [
-    (
-      {"guess": True, "hint_guidance": 2.0},
-      "config.sample.guess guides towards the hint by config.sample.guidance",
-    ),
     ({"hint": ""}, "a control branch draws by a hint: --config.sample.hint=FILE"),
     ({"hint": "nowhere.png"}, "cannot read the image 'nowhere.png'"),
     ({"hint": "data,data,data"}, "config.sample.hint has 3 values, but 1 branches act"),
