@@ -99,6 +99,11 @@ def check(config: Any) -> None:
       f"a control branch draws by a hint: --config.sample.hint=FILE (an image, whose {config.data.hint} is found), "
       "a folder of images, or data:SPLIT."
     )
+  if config.control.unlock_decoder and s.hint_guidance != 1:
+    raise UserError(
+      f"config.sample.hint_guidance is {s.hint_guidance:g}: it leads away from what the base draws, and this branch has a decoder of its "
+      "own (config.control.unlock_decoder), which draws nothing good without a hint. Use --config.sample.hint_guidance=1."
+    )
   count = 1 + len(_others(s))
   for key, found in (("hint", len(_words(s.hint))), ("control_scale", len(s.control_scale))):
     if found not in (1, count):

@@ -239,6 +239,15 @@ def test_a_further_branch_with_a_decoder_of_its_own_is_refused(opened, trained, 
     draw.check(config)
 
 
+def test_a_branch_with_a_decoder_of_its_own_is_not_led_away_from_its_base(config):
+  config.control.unlock_decoder = True
+  config.sample.hint_guidance = 1.0
+  draw.check(config)
+  config.sample.hint_guidance = 2.0
+  with pytest.raises(UserError, match=r"Use --config.sample.hint_guidance=1\."):
+    draw.check(config)
+
+
 def test_one_branch_may_act_twice_by_two_hints(opened, trained, config):
   whole = draws(opened, config)
   config.sample.branches, config.sample.control_scale = f"{trained[0]},{trained[0]}", (0.5, 0.25, 0.25)
