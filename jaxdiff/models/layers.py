@@ -6,7 +6,6 @@ Everything computes in `dtype` and keeps its parameters in float32; statistics a
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -160,9 +159,6 @@ def _convolve_backward(around: Around | None, kept: tuple[Array, Array], slope: 
 
 convolve.defvjp(_convolve_forward, _convolve_backward)
 
-# Row r of a doubled map's 2x2 squares (0 or 1) x which of two neighbouring rows of the map x which of a kernel's three falls on it.
-FALLS_ON = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
-
 
 def convolve_doubled(x: Array, kernel: Array) -> Array:
   """convolve(the map with each pixel four times, kernel), for 4/9 of its products.
@@ -173,13 +169,22 @@ def convolve_doubled(x: Array, kernel: Array) -> Array:
   Shapes: x: [B,H,W,C]; kernel: [3,3,C,D].  Returns [B,2H,2W,D].
   Source: Aitken et al. 2017 (arXiv 1707.02937), who start a sub-pixel convolution so that it is one of the resized map.
   """
-  sums = jnp.einsum("pru,qsv,uvcd->pqrscd", FALLS_ON, FALLS_ON, kernel.astype(jnp.float32))
   before_or_after = ((1, 0), (0, 1))
   pixels = [
-    convolve(x, sums[p, q].astype(kernel.dtype), (before_or_after[p], before_or_after[q]))
-    for p, q in itertools.product((0, 1), repeat=2)
+    convolve(x, kernel_of_pixel, (rows, columns))
+    for kernel_of_row, rows in zip(_merged(kernel, 0), before_or_after, strict=True)
+    for kernel_of_pixel, columns in zip(_merged(kernel_of_row, 1), before_or_after, strict=True)
   ]
   return rearrange(pixels, "(p q) b h w d -> b (h p) (w q) d", p=2)
+
+
+def _merged(kernel: Array, axis: int) -> tuple[Array, Array]:
+  """A kernel's three taps along an axis as two, for the first and for the second of two equal pixels: sums of what falls on one.
+
+  Not an einsum: inside a sampler's loop that cost as much as the convolutions.
+  """
+  before, at, after = jnp.split(kernel, 3, axis)
+  return jnp.concatenate([before, at + after], axis), jnp.concatenate([before + at, after], axis)
 
 
 def frequencies(t: Array, dim: int, max_period: float = 10_000.0) -> Array:
