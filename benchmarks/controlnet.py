@@ -17,6 +17,7 @@ of drawing a batch without the branch, with it, and with guidance by the hint to
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -32,11 +33,13 @@ from jaxdiff import (
   configuration,
   control,
   data,
+  draw,
   fidelity,
   parallel,
   platform,
   runs,
   sample,
+  steering,
   tasks,
 )
 from jaxdiff.data import pixels
@@ -115,9 +118,15 @@ def obeyed(
     raise SystemExit(f"{workdir}: no detector finds {hint} in images; give --reader {hint}=FILE.onnx")
   ceiling = FIDELITY[hint](asked, reader(real))  # before minutes of drawing: a reader may not suit
 
+  @functools.cache
+  def opened(is_guided_by_hint: bool) -> tuple[Any, draw.Draw]:
+    """What is compiled for one scale draws at all others, but for guidance or none."""
+    del is_guided_by_hint
+    return turns.opened(config, workdir, BATCH)
+
   def score(scale: float, hint_guidance: float) -> tuple[float, float]:
     config.sample.control_scale, config.sample.hint_guidance = (scale,), hint_guidance
-    state, drawing = turns.opened(config, workdir, BATCH)
+    state, drawing = opened(steering.is_guided_by_hint(config.sample))
     images = np.concatenate(list(sample.draw_all(drawing, state, label, BATCH)))
     return FIDELITY[hint](asked, reader(images)), judge(images, label)
 
@@ -169,20 +178,20 @@ def drawer(workdir: Path, asked: Any, hint_guidance: float = 1.0) -> Callable[[]
   """Draws a batch of a run's images, with the sampler, steps and guidance that are asked for."""
   config = configuration.of_run(workdir)
   config.sample.update({key: asked[key] for key in ("sampler", "steps", "grid", "guidance")})
-  config.sample.hint, config.sample.hint_guidance = (
-    "data" if config.task == "controlnet" else "",
-    hint_guidance,
-  )
+  config.sample.hint = "data" if config.task == "controlnet" else ""
+  config.sample.hint_guidance = hint_guidance
   return turns.drawer(config, workdir, np.zeros(BATCH, np.int32))
 
 
 def table(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, str]:
   """Milliseconds of each way, in turn, and their ratios to the base's: medians and quartiles of the rounds."""
   seconds = turns.timed(ways, rounds)
-  found = {name: f"{1000 * np.median(times):.0f} ms" for name, times in seconds.items()}
-  for name in [name for name in ways if name != "base"]:
-    ratio = turns.quartiles(seconds[name] / seconds["base"])
-    found[name] += ", {1:.2f} ({0:.2f} to {2:.2f}) of the base's".format(*ratio)
+  found = {}
+  for name, times in seconds.items():
+    found[name] = f"{1000 * np.median(times):.0f} ms"
+    if name != "base":
+      ratio = turns.quartiles(times / seconds["base"])
+      found[name] += ", {1:.2f} ({0:.2f} to {2:.2f}) of the base's".format(*ratio)
   return found
 
 

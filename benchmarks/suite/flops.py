@@ -72,16 +72,17 @@ def linear(rows: int, features_in: int, features: int) -> float:
   return 2.0 * rows * features_in * features
 
 
-def convolution(size: int, kernel: int, features_in: int, features: int, stride: int = 1) -> float:
-  """Of a size x size map, zeros around: along one axis kernel taps for each result, less those that fall outside."""
+def convolution(
+  size: int, kernel: int, features_in: int, features: int, stride: int = 1, doubles: bool = False
+) -> float:
+  """Of a size x size map, zeros around: along one axis kernel taps for each result, less those that fall outside.
+
+  Where it doubles, to such a map from one of half the size, by a kernel of 3: 2 taps for each result, less one at either end.
+  """
   outputs = size // stride
   outside = 0 if kernel == 1 else 2 if stride == 1 else 1
-  return 2.0 * (kernel * outputs - outside) ** 2 * features_in * features
-
-
-def doubled_convolution(size: int, features_in: int, features: int) -> float:
-  """Of the doubled map of a size x size one, 3x3 taps: for each pixel of a square 2x2 of the map itself, half of an edge's outside."""
-  return 4 * 2.0 * (2 * size - 1) ** 2 * features_in * features
+  taps = (2 if doubles else kernel) * outputs - outside
+  return 2.0 * taps**2 * features_in * features
 
 
 def embedding(frequencies: int, dim: int) -> list[Product]:
@@ -148,13 +149,8 @@ def unet_block(model: dict[str, Any], size: int, features_in: int, features: int
 def res_block(
   model: dict[str, Any], size: int, features_in: int, features: int, doubles: bool = False
 ) -> Iterator[Product]:
-  """A block that works at `size`; where it doubles, of a map of half of that."""
-  first = (
-    doubled_convolution(size // 2, features_in, features)
-    if doubles
-    else convolution(size, 3, features_in, features)
-  )
-  yield Product(first)
+  """A block that works at `size`; where it doubles, on a map of half of that."""
+  yield Product(convolution(size, 3, features_in, features, doubles=doubles))
   yield Product(linear(1, 4 * model["width"], features * (1 + model["scale_shift"])), "condition")
   yield Product(convolution(size, 3, features, features))
   if features_in != features:
@@ -165,10 +161,8 @@ def change(model: dict[str, Any], size: int, features: int, halves: bool) -> Ite
   """From `size` to half of it, or to `size` from half of it."""
   if model["resblock_updown"]:
     yield from res_block(model, size // 2 if halves else size, features, features, doubles=not halves)
-  elif halves:
-    yield Product(convolution(size, 3, features, features, stride=2))
   else:
-    yield Product(doubled_convolution(size // 2, features, features))
+    yield Product(convolution(size, 3, features, features, stride=2 if halves else 1, doubles=not halves))
 
 
 def difference(formula: float, compiled: float | None, lowered: float | None, why: str) -> str:
