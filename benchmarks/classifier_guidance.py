@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import digits, turns
-from jaxdiff import configuration, platform, sample
+from jaxdiff import configuration, platform, reporting, sample
 from jaxdiff.files import write_atomically
 
 RUNS = {
@@ -70,6 +70,7 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=7, help="of timing")
   flags = parser.parse_args()
   platform.configure()
+  reporting.setup_logging()
   for name, (config, overrides) in RUNS.items():
     if not (flags.workdir / name / "loss.png").exists():
       digits.train(config, flags.workdir / name, overrides)

@@ -37,6 +37,7 @@ from jaxdiff import (
   fidelity,
   parallel,
   platform,
+  reporting,
   runs,
   sample,
   steering,
@@ -69,6 +70,7 @@ def main() -> None:
   of_cost.set_defaults(run=cost)
   flags = parser.parse_args()
   platform.configure()
+  reporting.setup_logging()
   flags.run(flags)
 
 
@@ -127,8 +129,15 @@ def obeyed(
   def score(scale: float, hint_guidance: float) -> tuple[float, float]:
     config.sample.control_scale, config.sample.hint_guidance = (scale,), hint_guidance
     state, drawing = opened(steering.is_guided_by_hint(config.sample))
-    images = np.concatenate(list(sample.draw_all(drawing, state, label, BATCH)))
-    return FIDELITY[hint](asked, reader(images)), judge(images, label)
+    drawn = []
+    with reporting.progress(
+      num, desc=f"{workdir.name}, scale {scale:g}, hint guidance {hint_guidance:g}"
+    ) as bar:
+      for images in sample.draw_all(drawing, state, label, BATCH):
+        drawn.append(images)
+        bar.update(len(images))
+    every = np.concatenate(drawn)
+    return FIDELITY[hint](asked, reader(every)), judge(every, label)
 
   return hint, ceiling, itertools.starmap(score, ways)
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks import turns
 from benchmarks.evaluation import Row, judged, rows_of
-from jaxdiff import configuration, platform, students
+from jaxdiff import configuration, platform, reporting, students
 
 FULL = 256  # steps of the teacher that count as all
 SOLVERS = {"teacher, DDIM": "ddim", "teacher, DPM-Solver++ 2M": "dpmpp_2m"}
@@ -40,6 +40,7 @@ def main() -> None:
   parser.add_argument("--out", type=Path, default=Path("docs/images/distillation.png"))
   flags = parser.parse_args()
   platform.configure()
+  reporting.setup_logging()
   found = curves(flags)
   print(table(found))
   plot(found, flags.out)

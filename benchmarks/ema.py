@@ -77,6 +77,7 @@ def main() -> None:
   parser.add_argument("--out", type=Path, default=Path("docs/images/ema.png"))
   flags = parser.parse_args()
   platform.configure()
+  reporting.setup_logging()
   found = {}
   for decay in flags.decay:
     found[decay] = curves(configured(flags, decay), flags.at)

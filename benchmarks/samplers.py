@@ -25,7 +25,7 @@ import matplotlib
 import numpy as np
 
 from benchmarks import digits
-from jaxdiff import checkpoints, configuration, optim, parallel, platform, runs, steering, toy
+from jaxdiff import checkpoints, configuration, optim, parallel, platform, reporting, runs, steering, toy
 from jaxdiff.data import pixels
 from jaxdiff.diffusion import samplers, schedules
 from jaxdiff.tasks import process
@@ -327,6 +327,7 @@ def main() -> None:
   parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of samplers.md and images/")
   flags = parser.parse_args()
   platform.configure()
+  reporting.setup_logging()
   sizes = QUICK if flags.quick else Sizes()
   workdir = flags.workdir or Path(tempfile.mkdtemp(prefix="jaxdiff-samplers-"))
   if not (workdir / checkpoints.FOLDER).is_dir():

@@ -54,6 +54,7 @@ def main() -> None:
   parser.add_argument("--steps", type=int, default=1500)
   parser.add_argument("--width", type=int, default=48)
   flags = parser.parse_args()
+  reporting.setup_logging()
   model = Reader(flags.width)
   params = train(model, flags.steps)
   write_atomically(flags.out, lambda file: file.write(exported(params)))
