@@ -4,7 +4,8 @@ python -m benchmarks.growth [--quick] [--out growth] [--width 384] [--tokens 64,
 
 Writes growth.json and growth.png there.  A DiT's real train step on this machine's first device, one axis at a time; the fastest
 of a few steps.  FLOPs are those of the formula in benchmarks/suite/flops.py: where time grows faster than they do, the device does
-worse, and where it grows slower, better.  Memory is that of one device as --mode plan has it (state, batch and what the compiler
+worse, and where it grows slower, better.  The percentages are of the rate of a product of large square matrices, measured after
+each point.  Memory is that of one device as --mode plan has it (state, batch and what the compiler
 plans for the step beside them, one image on each), so that no depth has to fit: with blocks kept or computed again in the backward
 pass (config.model.remat), and with the state split over four devices (config.parallel.fsdp), which the CPU passes for where they
 are not here.  Blocks are in a loop there (config.model.scan): elsewhere XLA:CPU undoes the computing again.
@@ -13,8 +14,10 @@ are not here.  Blocks are in a loop there (config.model.scan): elsewhere XLA:CPU
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -22,7 +25,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.suite import flops, wheels
+from benchmarks.suite import flops, report, wheels
 from benchmarks.suite.cases import LATENTS, Case
 
 PATCH = 2  # pixels, so that 4 tokens are an image of 4x4
@@ -45,7 +48,7 @@ def case(width: int, depth: int, tokens: int, batch_size: int, *changes: str) ->
 
 
 def timed(what: Case, steps: int) -> Point:
-  """Seconds and FLOPs of a step."""
+  """Seconds and FLOPs of a step, and the FLOP/s of products of large matrices right after it."""
   from benchmarks.suite import ours
 
   runner = ours.train(what)
@@ -54,11 +57,13 @@ def timed(what: Case, steps: int) -> Point:
     start = time.perf_counter()
     runner.run()
     seconds.append(time.perf_counter() - start)
-  return {"seconds": min(seconds[1:]), "flops": flops.of_step(what)}
+  assert runner.matmul is not None
+  return {"seconds": min(seconds[1:]), "flops": flops.of_step(what), "matmul": runner.matmul()}
 
 
 def planned(width: int, tokens: int, depths: Sequence[int]) -> dict[str, dict[int, Point]]:
   """Bytes of a device for each curve and depth.  Runs in a process of its own, whose CPU may pass for several devices."""
+  wheels.stand_in()
   from benchmarks.suite import ours
   from jaxdiff import parallel, plan, tasks
 
@@ -76,16 +81,29 @@ def planned(width: int, tokens: int, depths: Sequence[int]) -> dict[str, dict[in
   return {name: {depth: point(depth, *how) for depth in depths} for name, how in PLANS.items()}
 
 
-def measure(flags: argparse.Namespace) -> dict[str, Any]:
-  """Each curve as {x: point}."""
-  width, depth, steps = flags.width, flags.depth, 1 if flags.quick else 5
-  tokens, batches, depths = numbers(flags.tokens), numbers(flags.batches), numbers(flags.depths)
-  found = {
-    "tokens": {n: timed(case(width, depth, n, 1), steps) for n in tokens},
-    "batch": {n: timed(case(width, depth, tokens[0], n), steps) for n in batches},
-  }
+def times(flags: argparse.Namespace) -> dict[str, dict[int, Point]]:
+  """The curves of time, each {x: point}; prints a line for each point."""
+  steps, tokens = 1 if flags.quick else 5, numbers(flags.tokens)
+  points = {"tokens": [(n, 1) for n in tokens], "batch": [(tokens[0], n) for n in numbers(flags.batches)]}
+  found: dict[str, dict[int, Point]] = {axis: {} for axis in points}
+  for axis, sizes in points.items():
+    for size in sizes:
+      n = size[axis == "batch"]
+      point = found[axis][n] = timed(case(flags.width, flags.depth, *size), steps)
+      rate = point["flops"] / point["seconds"]
+      share = f"{rate / 1e9:,.1f} GFLOP/s, {100 * rate / point['matmul']:.0f}%"
+      print(f"{axis} {n}: {1000 * point['seconds']:.1f} ms, {share}", flush=True)
+  return found
+
+
+def memory(flags: argparse.Namespace) -> dict[str, dict[int, Point]]:
+  """The curves of memory, each {blocks: point}; prints a line for each curve."""
   with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
-    return found | {"depth": other.submit(planned, width, tokens[-1], depths).result()}
+    found = other.submit(planned, flags.width, numbers(flags.tokens)[-1], numbers(flags.depths)).result()
+  for name, curve in found.items():
+    told = (f"{n} blocks {point['bytes'] / 2**20:,.0f} MiB" for n, point in curve.items())
+    print(f"{name}: {', '.join(told)}", flush=True)
+  return found
 
 
 def numbers(text: str) -> list[int]:
@@ -127,19 +145,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
   from jaxdiff import platform
 
   platform.configure()
-  found = measure(flags)
+  device, today = report.device()["device"], datetime.date.today().isoformat()
+  versions = ", ".join(f"{name} {version}" for name, version in report.versions().items())
+  print(f"{device}; {today}; {versions}; load before: {os.getloadavg()[0]:.2f}", flush=True)
   flags.out.mkdir(parents=True, exist_ok=True)
-  (flags.out / "growth.json").write_text(json.dumps(found, indent=1) + "\n")
+  file, of = flags.out / "growth.json", {"device": device, "date": today, "versions": report.versions()}
+  found = of | times(flags)
+  file.write_text(json.dumps(found, indent=1) + "\n")  # minutes of measuring, before what else may fail
+  found |= {"depth": memory(flags)}
+  file.write_text(json.dumps(found, indent=1) + "\n")
   plot(found, flags.out / "growth.png")
-  for axis in ("tokens", "batch"):
-    for n, point in found[axis].items():
-      print(
-        f"{axis} {n}: {1000 * point['seconds']:.1f} ms, {point['flops'] / point['seconds'] / 1e9:,.1f} GFLOP/s"
-      )
-  for name, curve in found["depth"].items():
-    print(
-      f"{name}: " + ", ".join(f"{n} blocks {point['bytes'] / 2**20:,.0f} MiB" for n, point in curve.items())
-    )
   return 0
 
 

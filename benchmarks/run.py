@@ -5,8 +5,8 @@ python -m benchmarks.run --suite gpu
 python -m benchmarks.run --suite gpu --only dit_xl2_train --set model.attention=cudnn       (ours with another config)
 python -m benchmarks.run --suite cpu --list
 
-Writes benchmarks/results/<device>.json and the suite's table in docs/PERFORMANCE.md; with --quick, --set or --rival, and on a CPU
-for the suite of GPUs, it only prints.
+Writes benchmarks/results/<device>.json and, unless that is of another device, the suite's table in docs/PERFORMANCE.md; with --quick,
+--set or --rival, and on a CPU for the suite of GPUs, it only prints.
 What is missing here (a wheel, a rival, a device's memory) is told in a line and left out.
 """
 
@@ -44,7 +44,7 @@ def main() -> int:
     f" --rounds {flags.rounds}" if flags.rounds else ""
   )
   prints_only = flags.quick or flags.set or flags.rival
-  failed = False
+  failed, kept_of = False, ""
   for name, case in chosen.items():
     measured = measure.take_turns(plan, name)
     if measure.OURS not in measured.facts:
@@ -57,7 +57,12 @@ def main() -> int:
     )
     facts = measured.facts[measure.OURS]
     if not prints_only and (facts["platform"] == "cpu") == (flags.suite == "cpu"):
-      report.keep(flags.suite, facts["device"], found, command, cases)
+      kept_of = facts["device"]
+      report.keep(flags.suite, kept_of, found, command, cases)
+  if kept_of and report.shown_in_page(flags.suite) != kept_of:
+    print(
+      f"{report.PAGE.name} has the table of another device: this one's results are in {report.path_of(kept_of)} alone."
+    )
   return int(failed)
 
 

@@ -6,13 +6,14 @@ No times are asserted.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 
 import pytest
 
-from benchmarks import run
+from benchmarks import growth, run
 from benchmarks.suite import cases, flops, measure, report, wheels
 from jaxdiff.flops import counted
 from jaxdiff.models import dit
@@ -213,14 +214,16 @@ def test_what_is_not_the_whole_of_a_case_on_its_machine_is_only_printed(
   assert bool(written) == writes
 
 
+FIGURES = {
+  "date": "2026-01-02", "batch_size": 4, "images_per_s": 8.0, "seconds": {"jaxdiff": [0.5, 0.4, 0.6]},
+  "ratios": {"torch": [1.25, 1.0, 1.5]}, "absent": {"torch.compile": "no compiler"}, "facts": {"jaxdiff": {"compile_s": 2.0}},
+  "memory": {"jaxdiff": 2**30}, "flops_formula": 1e9, "flops_compiled": 1.2e9, "flops_differ": "as said", "mfu": 0.5,
+}  # fmt: skip
+
+
 def test_results_are_kept_by_device_and_put_between_markers(tmp_path):
-  figures = {
-    "date": "2026-01-02", "batch_size": 4, "images_per_s": 8.0, "seconds": {"jaxdiff": [0.5, 0.4, 0.6]},
-    "ratios": {"torch": [1.25, 1.0, 1.5]}, "absent": {"torch.compile": "no compiler"}, "facts": {"jaxdiff": {"compile_s": 2.0}},
-    "memory": {"jaxdiff": 2**30}, "flops_formula": 1e9, "flops_compiled": 1.2e9, "flops_differ": "as said", "mfu": 0.5,
-  }  # fmt: skip
-  report.write("cpu", "A CPU, 2 cores", {"dit_s4_train": figures}, "command", tmp_path)
-  path = report.write("cpu", "A CPU, 2 cores", {"unet_train": figures}, "command", tmp_path)
+  report.write("cpu", "A CPU, 2 cores", {"dit_s4_train": FIGURES}, "command", tmp_path)
+  path = report.write("cpu", "A CPU, 2 cores", {"unet_train": FIGURES}, "command", tmp_path)
   assert path.name == "a_cpu_2_cores.json"
   result = json.loads(path.read_text())
   assert list(result["cases"]) == ["dit_s4_train", "unet_train"]
@@ -238,6 +241,17 @@ def test_results_are_kept_by_device_and_put_between_markers(tmp_path):
   assert page.read_text() == f"before\n<!-- cpu: begin -->\n{text}\n<!-- cpu: end -->\nafter\n"
   with pytest.raises(ValueError, match="gpu: begin"):
     report.put_into_page("gpu", text, page)
+
+
+def test_a_page_keeps_the_table_of_another_device(tmp_path):
+  page = tmp_path / "page.md"
+  page.write_text("<!-- cpu: begin -->\nNot measured yet.\n<!-- cpu: end -->\n")
+  keep = lambda device: report.keep("cpu", device, {"dit_s4_train": FIGURES}, "c", cases.CPU, page, tmp_path)
+  keep("A CPU, 2 cores")
+  shown = page.read_text()
+  assert report.shown_in_page("cpu", page) == "A CPU, 2 cores" and "dit_s4_train" in shown
+  keep("Another")
+  assert page.read_text() == shown and report.path_of("Another", tmp_path).is_file()
 
 
 def test_the_page_has_the_markers_of_every_suite():
@@ -275,7 +289,8 @@ def test_a_config_without_ml_collections():
     _ = c.optim
 
 
-PLAIN_CHECKOUT = """
+# As sitecustomize.py, which Python imports at its start, so that it holds in the processes that benchmarks start too.
+MISSING = """
 import importlib.abc, sys
 
 class Missing(importlib.abc.MetaPathFinder):
@@ -284,6 +299,8 @@ class Missing(importlib.abc.MetaPathFinder):
       raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Missing())
+"""
+PLAIN_CHECKOUT = """
 from benchmarks import run
 from benchmarks.suite import cases
 kept = run.runnable(cases.GPU)
@@ -295,10 +312,34 @@ for name in ("dit_s4_sample", "control_train"):
 """
 
 
+@pytest.fixture
+def in_a_plain_checkout(tmp_path):
+  """The function that runs Python where Grain, ml_collections and Orbax are missing, and returns what it prints."""
+  (tmp_path / "sitecustomize.py").write_text(MISSING)
+
+  def run_python(*arguments):
+    env = dict(os.environ, PYTHONPATH=f"{tmp_path}")
+    command = [sys.executable, *arguments]
+    result = subprocess.run(command, cwd=measure.ROOT, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+  return run_python
+
+
 @pytest.mark.slow
-def test_a_machine_without_grain_ml_collections_and_orbax():
-  command = [sys.executable, "-c", PLAIN_CHECKOUT]
-  result = subprocess.run(command, cwd=measure.ROOT, capture_output=True, text=True, check=False)
-  assert result.returncode == 0, result.stderr
-  assert "wheels that are not here: ml_collections, grain, orbax-checkpoint" in result.stdout
-  assert "control_train ran" in result.stdout
+def test_a_machine_without_grain_ml_collections_and_orbax(in_a_plain_checkout):
+  told = in_a_plain_checkout("-c", PLAIN_CHECKOUT)
+  assert "wheels that are not here: ml_collections, grain, orbax-checkpoint" in told
+  assert "control_train ran" in told
+
+
+@pytest.mark.slow
+def test_curves_of_growth_and_their_plot_on_such_a_machine(in_a_plain_checkout, tmp_path):
+  sizes = ["--tokens", "4", "--batches", "1", "--depths", "2", "--width", "64", "--depth", "1"]
+  told = in_a_plain_checkout("-m", "benchmarks.growth", "--quick", "--out", f"{tmp_path}", *sizes)
+  assert "remat full: 2 blocks" in told and (tmp_path / "growth.png").stat().st_size > 0
+  found = json.loads((tmp_path / "growth.json").read_text())
+  assert found["batch"]["1"]["flops"] == found["tokens"]["4"]["flops"] > 1e5
+  one, _, recomputed, shared, _ = (found["depth"][name]["2"]["bytes"] for name in growth.PLANS)
+  assert 1e5 < recomputed < one and shared < one

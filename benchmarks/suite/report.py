@@ -81,7 +81,14 @@ def processor() -> str:
   except OSError:
     told = ""
   named = re.search(r"model name\s*: (.+)", told)
-  return named[1].strip() if named else platform.processor() or platform.machine()
+  if not named:
+    return platform.processor() or platform.machine()
+  # Virtual machines call processors by one name of which one computes twice as fast as the other.
+  numbers = {
+    word: re.search(rf"^{key}\s*: (\d+)", told, re.MULTILINE)
+    for word, key in (("family", "cpu family"), ("model", "model"))
+  }
+  return " ".join([named[1].strip(), *(f"{word} {found[1]}" for word, found in numbers.items() if found)])
 
 
 def versions() -> dict[str, str]:
@@ -94,15 +101,24 @@ def versions() -> dict[str, str]:
   return found
 
 
-def keep(suite: str, on: str, found: Mapping[str, Any], command: str, order: Mapping[str, Case]) -> None:
-  """Puts cases into the device's file and the suite's table of the page."""
-  path = write(suite, on, found, command)
-  put_into_page(suite, table(json.loads(path.read_text()), order))
+def keep(
+  suite: str,
+  on: str,
+  found: Mapping[str, Any],
+  command: str,
+  order: Mapping[str, Case],
+  page: Path = PAGE,
+  folder: Path = RESULTS,
+) -> None:
+  """Puts cases into the device's file, and into the suite's table of the page unless that is another device's."""
+  path = write(suite, on, found, command, folder)
+  if shown_in_page(suite, page) in (None, on):
+    put_into_page(suite, table(json.loads(path.read_text()), order), page)
 
 
 def write(suite: str, on: str, cases: Mapping[str, Any], command: str, folder: Path = RESULTS) -> Path:
   """Puts cases into the device's file, beside those it already has, each with the command and the versions it is of."""
-  path = folder / f"{re.sub('[^a-z0-9]+', '_', on.lower()).strip('_')}.json"
+  path = path_of(on, folder)
   kept = json.loads(path.read_text()) if path.is_file() else {}
   if kept.get("suite", suite) != suite:
     raise SystemExit(
@@ -113,6 +129,11 @@ def write(suite: str, on: str, cases: Mapping[str, Any], command: str, folder: P
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps(whole | {"cases": kept.get("cases", {}) | new}, indent=1) + "\n")
   return path
+
+
+def path_of(on: str, folder: Path = RESULTS) -> Path:
+  """The file of a device's results."""
+  return folder / f"{re.sub('[^a-z0-9]+', '_', on.lower()).strip('_')}.json"
 
 
 def table(result: Mapping[str, Any], order: Mapping[str, Case]) -> str:
@@ -186,13 +207,24 @@ def remarks(name: str, found: Mapping[str, Any], case: Case, cases: Mapping[str,
 
 def put_into_page(suite: str, text: str, page: Path = PAGE) -> None:
   """Replaces what stands between the suite's markers."""
+  before, _, after = _parts(suite, page)
+  page.write_text(f"{before}\n{text}\n{after}")
+
+
+def shown_in_page(suite: str, page: Path = PAGE) -> str | None:
+  """The device whose table stands between the suite's markers, if one does."""
+  first = re.match(r"\s*(.+?); \d{4}-", _parts(suite, page)[1])
+  return first[1] if first else None
+
+
+def _parts(suite: str, page: Path) -> tuple[str, str, str]:
+  """(the page up to the suite's first marker, what is between both, the rest)."""
   begin, end = f"<!-- {suite}: begin -->", f"<!-- {suite}: end -->"
   before, _, rest = page.read_text().partition(begin)
-  old, found, after = rest.partition(end)
-  del old
+  between, found, after = rest.partition(end)
   if not found:
     raise ValueError(f"{page} has no {begin} ... {end}")
-  page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+  return before + begin, between, end + after
 
 
 def spread(values: list[float]) -> str:
