@@ -34,7 +34,7 @@ from jaxdiff import (
   control,
   data,
   draw,
-  fidelity,
+  hint_reader,
   parallel,
   platform,
   reporting,
@@ -113,7 +113,7 @@ def obeyed(
   number, label = np.arange(num), sample.labels(config, num)
   asked, reader, real = (
     control.own_hints(config)(number),
-    fidelity.make_reader(config),
+    hint_reader.make_reader(config),
     control.real_images(config, number),
   )
   if reader is None or real is None:

@@ -50,9 +50,10 @@ def get_config(preset: str = "") -> ConfigDict:
   return c
 
 
-def hint(kind: str) -> Callable[[ConfigDict], None]:
+def hint(kind: str, guidance: float = 2.0) -> Callable[[ConfigDict], None]:
   def set_hint(c: ConfigDict) -> None:
     c.data.hint = kind
+    c.sample.hint_guidance = guidance
     c.optim.learning_rate = 3e-3  # for a small DiT's branch; 1e-3 for a UNet's
 
   return set_hint
@@ -67,6 +68,6 @@ def fashion_mnist(c: ConfigDict) -> None:
 
 PRESETS = {name: hint(name) for name in ("canny", "scribble", "segmentation", "depth")} | {
   # the lines of one order of voting alone are others in an image that hardly differs
-  "hough": hint("hough(orders=8, votes=0.2)"),
+  "hough": hint("hough(orders=8, votes=0.2)", guidance=3.0),
   "fashion_mnist": fashion_mnist,
 }

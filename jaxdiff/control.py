@@ -5,8 +5,7 @@ Several branches of one base act together (config.sample.branches); each reads a
 
 from __future__ import annotations
 
-import functools
-import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +17,9 @@ import numpy as np
 from jaxdiff import configuration, data, distributed, optim, runs
 from jaxdiff.data import pixels
 from jaxdiff.errors import UserError
+from jaxdiff.hint_reader import make_reader, source_of
 from jaxdiff.models.controlnet import num_controls
 from jaxdiff.types import Array, Cond, PyTree
-
-logger = logging.getLogger("jaxdiff")
 
 ROUNDING = 2**-7  # of a base's values, where one of two branches was exported in half precision
 GUESS_DECAY = 0.825  # strength of a control over that of the next deeper one
@@ -104,6 +102,12 @@ def check(config: Any) -> None:
       f"config.sample.hint_guidance is {s.hint_guidance:g}: it leads away from what the base draws, and this branch has a decoder of its "
       "own (config.control.unlock_decoder), which draws nothing good without a hint. Use --config.sample.hint_guidance=1."
     )
+  for key, value in (
+    ("hint_guidance", s.hint_guidance),
+    *(("control_scale", scale) for scale in s.control_scale),
+  ):
+    if not math.isfinite(value):
+      raise UserError(f"config.sample.{key} is {value}, which is no strength. Use a number, 1.0 for example.")
   count = 1 + len(_others(s))
   for key, found in (("hint", len(_words(s.hint))), ("control_scale", len(s.control_scale))):
     if found not in (1, count):
@@ -138,16 +142,30 @@ def real_images(config: Any, number: np.ndarray) -> np.ndarray | None:
 
 def make_hints(config: Any, branch: Branch) -> Callable[[np.ndarray], np.ndarray]:
   """The hints of a branch by the numbers of images, u8[B,S,S,Ch]: those of the data's examples, or of files in turn."""
-  seen = config.data.copy_and_resolve_references()
+  seen = config.copy_and_resolve_references()
   with seen.unlocked():
-    seen.hint, seen.hint_maps = branch.config.data.hint, branch.config.data.hint_maps
+    seen.data.hint, seen.data.hint_maps = branch.config.data.hint, branch.config.data.hint_maps
+    seen.control.reader = branch.config.control.reader
   split = _split(config, branch.hint)
   if split is not None:
     source = source_of(config, split)
-    read = data.reader(source, seen)
+    read = data.reader(source, seen.data)
     return lambda number: read(number % len(source))["hint"]
-  every = [data.read_hint(str(path), seen, config.sample.hint_is_map) for path in _files(branch.hint)]
+  every = _of_files(seen, branch.hint)
   return lambda number: np.stack([every[i % len(every)] for i in number])
+
+
+def _of_files(config: Any, hint: str) -> list[np.ndarray]:
+  """The hints of the files that `hint` names, u8[S,S,Ch] each: maps, or found in images as in those that are drawn."""
+  files, is_map = _files(hint), config.sample.hint_is_map
+  reader = None if is_map else make_reader(config)
+  if reader is None and not is_map:
+    kind = config.data.hint.partition("(")[0]
+    raise UserError(
+      f"{hint!r} (config.sample.hint) is an image, and this branch follows maps that nothing finds in one. Give a ready map, "
+      f"--config.sample.hint_is_map=True, or a network that makes them: --config.control.reader='{kind}(onnx=\"FILE\")'."
+    )
+  return [data.read_hint(str(path), config.data, is_map, reader) for path in files]
 
 
 def _branches(config: Any) -> list[Branch]:
@@ -206,31 +224,6 @@ def _split(config: Any, hint: str) -> str | None:
   """The split that `data` or `data:SPLIT` names; None of anything else."""
   kind, _, split = hint.partition(":")
   return (split or config.data.heldout or config.data.split) if kind == "data" else None
-
-
-def source_of(config: Any, split: str) -> data.Source:
-  """A split of config's data, or for config.data.heldout, which not all data have, what was trained on, which is told.
-
-  Raises UserError where another split is asked for that is not there.
-  """
-  d = config.data
-  return _opened(d.source, split, d.split if split == d.heldout else split, d.skip_unreadable)
-
-
-@functools.lru_cache(maxsize=2)  # a large folder is looked through once
-def _opened(where: str, split: str, otherwise: str, skip_unreadable: bool) -> data.Source:
-  try:
-    return data.load(where, split, skip_unreadable=skip_unreadable)
-  except data.NoSplit:
-    if otherwise == split:
-      raise
-    logger.warning(
-      "%s has no split %r (config.data.heldout): hints are those of %r, which the branch learns from.",
-      where,
-      split,
-      otherwise,
-    )
-    return _opened(where, otherwise, otherwise, skip_unreadable)
 
 
 def _files(hint: str) -> list[Path]:

@@ -9,16 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdiff import control
-from jaxdiff.data import hints
-from jaxdiff.data.hints import maps
-from jaxdiff.errors import UserError
+from jaxdiff.hint_reader import make_reader
 from jaxdiff.scores.fidelity import FIDELITY
 from jaxdiff.tasks.controlnet import parse_hint
 
 logger = logging.getLogger("jaxdiff")
-
-OF_SOURCES = ("segmentation", "depth")  # hints that a source may have maps of, or a detector for
-Reader = Callable[[np.ndarray], np.ndarray]  # images u8[N,H,W,C] -> the hints found in them, u8[N,H,W,Ch]
 
 
 class Look(NamedTuple):
@@ -59,7 +54,7 @@ def warn_if_blind(config: Any) -> None:
   if config.task == "controlnet" and make_reader(config) is None:
     logger.warning(
       "How well pictures obey is not measured: nothing finds the hint %r in an image. Give a network that does, as "
-      "--config.control.reader='%s(onnx=\"FILE\", scaling=unit)'; python -m benchmarks.shapes_reader makes one for scenes.",
+      "--config.control.reader='%s(onnx=\"FILE\", scaling=unit)'.",
       config.data.hint,
       parse_hint(config.data.hint).name,
     )
@@ -72,28 +67,6 @@ def of_real_images(config: Any, number: np.ndarray) -> dict[str, float]:
     return {}
   kind = parse_hint(config.data.hint).name
   return {f"hint/{kind}/real": FIDELITY[kind](control.own_hints(config)(number), reader(found))}
-
-
-def make_reader(config: Any) -> Reader | None:
-  """How the hints of config.data.hint are found in images: by config.control.reader, else by the source's own detector,
-  else as they are made; None where they are maps that no detector finds.
-  """
-  hint = parse_hint(config.control.reader or config.data.hint, train=False)
-  if hint.name != (wanted := parse_hint(config.data.hint).name):
-    raise UserError(
-      f"config.control.reader finds the hint {hint.name!r}, but this branch follows {wanted!r} (config.data.hint)."
-    )
-  if not config.control.reader and hint.name in OF_SOURCES:
-    source = control.source_of(config, config.data.split)
-    if hint.name in source.detectors:
-      read, reading = source.detectors[hint.name], maps.READINGS[hint.name]
-      return lambda images: np.stack(
-        [reading.finish(read(image)[..., None], hint.arguments) for image in images]
-      )
-    are_maps = hint.name == "depth" or config.data.hint_maps or hint.name in source[0].get("maps", {})
-    if are_maps and not hint.arguments.get("onnx"):
-      return None
-  return lambda images: np.stack([hints.detect(hint, image) for image in images])
 
 
 def side_by_side(sets: Sequence[np.ndarray]) -> np.ndarray:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import checkpoints, configuration, control, draw, fidelity, optim, sample, tasks
+from jaxdiff import checkpoints, configuration, control, draw, fidelity, hint_reader, optim, sample, tasks
 from jaxdiff.errors import UserError
 from jaxdiff.main import main
 from tests import small
@@ -66,6 +66,8 @@ def hint_files(tmp_path_factory):
   image = np.zeros((40, 40, 3), np.uint8)
   image[10:30, 10:30] = 255
   cv2.imwrite(str(folder / "square.png"), image)
+  image[:20] = 255
+  cv2.imwrite(str(folder / "step.png"), image)
   edges = np.zeros((8, 8), np.uint8)
   edges[2, 1:7] = 255
   cv2.imwrite(str(maps / "line.png"), edges)
@@ -104,7 +106,7 @@ def test_pictures_show_hint_image_and_what_is_found_in_it(config):
   look, number = fidelity.make(config), np.arange(3)
   images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
   tiles = look(images, number).tiles(3)
-  hints, found = control.own_hints(config)(number), fidelity.make_reader(config)(images)
+  hints, found = control.own_hints(config)(number), hint_reader.make_reader(config)(images)
   assert tiles.shape == (3, 8, 3 * 8 + 2, 3)
   assert np.array_equal(tiles[..., :8, 0], hints[..., 0])
   assert np.array_equal(tiles[..., 9:17, 1], images[..., 0])
@@ -112,7 +114,7 @@ def test_pictures_show_hint_image_and_what_is_found_in_it(config):
 
 
 def test_a_preview_finds_the_hints_of_its_images_once(config, tmp_path, monkeypatch):
-  reader, hints_of, read, asked = fidelity.make_reader(config), control.own_hints(config), [], []
+  reader, hints_of, read, asked = hint_reader.make_reader(config), control.own_hints(config), [], []
   read_by = lambda images: read.append(len(images)) or reader(images)
   monkeypatch.setattr(fidelity, "make_reader", lambda config: read_by)
   monkeypatch.setattr(
@@ -128,7 +130,7 @@ def test_a_preview_finds_the_hints_of_its_images_once(config, tmp_path, monkeypa
 
 
 def test_labels_are_those_of_the_examples_whose_hints_are_asked_for(config):
-  source = control.source_of(config, "train")
+  source = hint_reader.source_of(config, "train")
   assert sample.labels(config, 12).tolist() == [source[i]["label"] for i in range(12)]
   config.sample.labels = (3,)
   assert sample.labels(config, 2).tolist() == [3, 3]
@@ -153,7 +155,7 @@ def test_files_and_folders_are_asked_for_in_turn(opened, config, hint_files):
   config.sample.hint = str(folder)
   of_image = control.own_hints(config)(np.arange(3))
   assert of_image.shape == (3, 8, 8, 1) and of_image.any()
-  assert np.array_equal(of_image[0], of_image[2])
+  assert np.array_equal(of_image[0], of_image[2]) and not np.array_equal(of_image[0], of_image[1])
   config.sample.hint, config.sample.hint_is_map = str(maps / "line.png"), True
   ready = control.own_hints(config)(np.arange(1))[0, ..., 0]
   assert ready[2, 1:7].all() and ready.sum() == 6 * 255
@@ -177,6 +179,42 @@ def test_two_branches_at_half_strength_are_one(opened, trained, config):
   assert np.abs(draws(opened, config).astype(int) - whole).max() <= 1
   config.sample.control_scale = (0.0, 0.0)
   assert (draws(opened, config) != whole).any()
+
+
+def test_each_branch_obeys_a_hint_of_its_own_kind(opened, trained, config, tmp_path):
+  """The same branch once more, which takes its hint for a scribble."""
+  other = shutil.copytree(trained[0], tmp_path / "scribble")
+  own = config.copy_and_resolve_references()
+  own.data.hint = "scribble"
+  (other / "config.json").write_text(configuration.to_json(own))
+  by_edges, by_strokes = draws(opened, config), draws(opened, own)
+  assert (by_edges != by_strokes).any()
+  config.sample.branches = str(other)
+  for scales, alone in (((1.0, 0.0), by_edges), ((0.0, 1.0), by_strokes)):
+    config.sample.control_scale = scales
+    assert np.abs(draws(opened, config).astype(int) - alone).max() <= 1
+
+
+def test_figures_without_control_are_those_of_the_base(opened, config, monkeypatch):
+  _, task, state = opened
+  looked = []
+  monkeypatch.setattr(
+    fidelity, "make", lambda config: lambda images, number: looked.append(images) or fidelity.Look((), {})
+  )
+  strategy = SimpleNamespace(place_rows=lambda rows: rows)
+  assert config.sample.hint_guidance == 2.0
+  sample.make_bounds_preview(config, task, strategy, None, None)(state, 0)
+  number, label = np.arange(len(looked[0])), sample.preview_labels(config)
+  config.sample.control_scale, config.sample.hint_guidance = (0.0,), 1.0
+  assert np.array_equal(looked[0], draw.make_draw(config, task, lambda rows: rows)(state, number, label))
+
+
+def test_guessing_weakens_shallow_controls():
+  """Zhang et al. 2023: 0.825 to the number of controls that are deeper."""
+  branch = {"zero_0": {}, "zero_1": {}, "zero_2": {}, "block_0": {}}
+  scales = np.asarray(control._scales(True, np.float32(2.0), branch, 2))
+  np.testing.assert_allclose(scales, 2 * [[2 * 0.825**2, 2 * 0.825, 2.0]], rtol=1e-6)
+  assert np.array_equal(control._scales(False, np.float32(2.0), branch, 2), np.full((2, 3), 2.0))
 
 
 def test_guessing_guides_by_the_hint_without_a_label(opened, config):
@@ -215,6 +253,8 @@ def test_a_hint_guides_by_a_scale_of_its_own(opened, config, guidance, label):
     ({"control_scale": (1.0, 2.0)}, "config.sample.control_scale has 2 values, but 1 branches act"),
     ({"branches": "nowhere"}, "there is no run in 'nowhere'"),
     ({"hint": "data:tset"}, "'digits' has one split, 'train', and no 'tset'"),
+    ({"control_scale": (float("nan"),)}, "config.sample.control_scale is nan, which is no strength"),
+    ({"hint_guidance": float("inf")}, "config.sample.hint_guidance is inf, which is no strength"),
   ],
 )
 def test_a_hint_that_cannot_be_is_one_line(opened, config, settings, told):
@@ -224,10 +264,12 @@ def test_a_hint_that_cannot_be_is_one_line(opened, config, settings, told):
 
 
 def test_hints_that_the_branch_learns_from_are_told(opened, config, caplog):
-  control._opened.cache_clear()
-  assert len(control.source_of(config, config.data.heldout)) == len(control.source_of(config, "train"))
+  hint_reader._opened.cache_clear()
+  assert len(hint_reader.source_of(config, config.data.heldout)) == len(
+    hint_reader.source_of(config, "train")
+  )
   assert "digits has no split 'test' (config.data.heldout): hints are those of 'train'" in caplog.text
-  assert control.source_of(config, config.data.heldout) is control.source_of(config, "train")
+  assert hint_reader.source_of(config, config.data.heldout) is hint_reader.source_of(config, "train")
 
 
 def test_a_further_branch_with_a_decoder_of_its_own_is_refused(opened, trained, config, tmp_path):
@@ -309,6 +351,23 @@ def test_sampling_from_the_command_line(trained, hint_files, capsys):
   assert np.load(workdir / "samples.npz")["arr_0"].shape == (4, 8, 8, 1)
 
 
+def test_a_branch_of_a_unet_with_a_decoder_of_its_own(hint_files, tmp_path, capsys):
+  base, workdir = tmp_path / "base", tmp_path / "branch"
+  base.mkdir()
+  small.run(base, "unet", "model.channel_mults=1")
+  own = (
+    "control.unlock_decoder=True",
+    "sample.hint_guidance=1",
+    "train.steps=2",
+    "train.sample_every=0",
+    "sample.num=4",
+  )
+  assert train(workdir, base, *own) == 0
+  assert main(["--mode", "sample", "--workdir", str(workdir), f"--config.sample.hint={hint_files[0]}"]) == 0
+  assert re.search(r"hint/canny [01]\.", capsys.readouterr().err)
+  assert np.load(workdir / "samples.npz")["arr_0"].shape == (4, 8, 8, 1)
+
+
 def test_drawing_by_a_picture_needs_no_data_set(trained, hint_files):
   arguments = ["--config.data.source=idx:/nowhere", f"--config.sample.hint={hint_files[0]}"]
   more = ["--config.sample.num=2", "--config.sample.labels=3"]
@@ -321,15 +380,65 @@ def test_drawing_by_a_picture_needs_no_data_set(trained, hint_files):
 )
 def test_a_reader_is_there_where_hints_can_be_found_in_images(config, hint, maps, is_read, caplog):
   config.data.hint, config.data.hint_maps, config.data.source = hint, maps, "digits"
-  assert (fidelity.make_reader(config) is not None) == is_read
+  assert (hint_reader.make_reader(config) is not None) == is_read
   fidelity.warn_if_blind(config)
   assert (f"nothing finds the hint '{hint}' in an image" in caplog.text) != is_read
+
+
+def scenes(config, hint, where):
+  """The config of a branch on scenes that draws by this file."""
+  config.data.update({"source": "shapes", "image_size": 32, "channels": 3, "hint": hint})
+  config.sample.hint = str(where)
+  return config
+
+
+def test_what_nothing_finds_in_an_image_is_asked_for_as_a_map(config, hint_files):
+  config.data.hint, config.sample.hint = "depth", str(hint_files[0] / "step.png")
+  with pytest.raises(
+    UserError, match=r"nothing finds in one. Give a ready map, --config.sample.hint_is_map=True, or a network"
+  ):
+    control.own_hints(config)
+  config.data.hint, config.data.hint_maps = "segmentation", "folder"
+  with pytest.raises(UserError, match=r"--config.control.reader='segmentation\(onnx="):
+    control.own_hints(config)
+
+
+def test_an_image_is_read_as_those_that_are_drawn(config, tmp_path):
+  """Not by the detector of regions or a network that is missing, where the source has a detector for its own maps."""
+  source = hint_reader.source_of(scenes(config, "depth", tmp_path / "scene.png"), "train")
+  cv2.imwrite(str(tmp_path / "scene.png"), source[3]["image"][..., ::-1])
+  found = control.own_hints(config)(np.arange(1))
+  np.testing.assert_array_equal(found, hint_reader.make_reader(config)(source[3]["image"][None]))
+  own = control.make_hints(config, control.Branch(config, "data:train"))(np.arange(3, 4))
+  assert np.corrcoef(found.ravel(), own.ravel())[0, 1] > 0.9
+
+
+def test_a_ready_map_needs_no_data(config, hint_files):
+  scenes(config, "depth", hint_files[1] / "line.png")
+  config.sample.hint_is_map, config.data.source, config.data.image_size = True, "idx:/nowhere", 8
+  look = fidelity.make(config)
+  assert len(look(np.zeros((2, 8, 8, 3), np.uint8), np.arange(2)).parts) == 2
+
+
+@pytest.mark.parametrize("key", ["control.reader", "data.hint"])
+def test_a_network_that_is_missing_is_told_before_anything_is_drawn(opened, config, key):
+  config.data.hint = "depth"
+  config[key.split(".")[0]][key.split(".")[1]] = "depth(onnx='nowhere.onnx')"
+  with pytest.raises(UserError, match="there is no ONNX file 'nowhere.onnx'"):
+    sample.make_preview(
+      config, opened[1], SimpleNamespace(place_rows=None), SimpleNamespace(label_names=()), None
+    )
+
+
+def test_a_missing_network_is_one_line(trained, capsys, tmp_path):
+  assert train(tmp_path, trained[1], "data.hint=depth(onnx='nowhere.onnx')") == 2
+  assert "there is no ONNX file 'nowhere.onnx'" in capsys.readouterr().err
 
 
 def test_a_reader_of_another_hint_is_refused(config):
   config.control.reader = "scribble"
   with pytest.raises(UserError, match="finds the hint 'scribble', but this branch follows 'canny'"):
-    fidelity.make_reader(config)
+    hint_reader.make_reader(config)
 
 
 def test_each_branch_reads_the_maps_of_its_own_hints(config):

@@ -44,6 +44,7 @@ LAYERS = {
     "draw",
     "steering",
     "control",
+    "hint_reader",
     "doctor",
     "plan",
     "fidelity",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,12 @@ def read_image(path: str, mask_path: str, data: Any) -> tuple[np.ndarray, np.nda
   return transforms.fit(image, view), transforms.fit(mask, view._replace(channels=1)) > 127
 
 
-def read_hint(path: str, data: Any, is_map: bool) -> np.ndarray:
+def read_hint(
+  path: str, data: Any, is_map: bool, find: Callable[[np.ndarray], np.ndarray] | None = None
+) -> np.ndarray:
   """A file as the hint that config.data.hint describes, without augmentation: uint8[S,S,Ch].
 
-  An image, of any size, from which the hint is made; or with `is_map` a hint that is ready: a drawing of any size for a
+  An image, of any size, in which the hint is found, by `find` (u8[N,S,S,C] -> u8[N,S,S,Ch]) or as config.data.hint says; or with `is_map` a hint that is ready: a drawing of any size for a
   scribble, else a map of the model's size: edges or lines, labels or colours, depths.
   Raises UserError for a file that cannot be read or does not suit, and a hint in which there is nothing to follow.
   """
@@ -44,7 +47,8 @@ def read_hint(path: str, data: Any, is_map: bool) -> np.ndarray:
     raise UserError("config.data.hint is empty: this model follows no hints.")
   view = transforms.view(data, train=False)
   if not is_map:
-    found = hints.detect(hint, transforms.fit(_read(path, view.channels), view))
+    image = transforms.fit(_read(path, view.channels), view)
+    found = find(image[None])[0] if find else hints.detect(hint, image)
   elif hint.name == "scribble":
     resize = functools.partial(transforms.fit, v=view._replace(channels=1))
     found = maps.from_drawing(_read(path, 3), resize, view.size)

@@ -61,7 +61,7 @@ def open_network(path: str | os.PathLike[str], scaling: str) -> Network:
   """
   if scaling not in SCALINGS:
     raise errors.unknown("scaling of an ONNX network's images", scaling, SCALINGS)
-  session = open_session(Path(path).expanduser())
+  session = open_session(path)
   reads = describe(session, path)
   if scaling == "imagenet" and reads.channels != 3:
     raise UserError(f"{path} reads one channel: scaling 'imagenet' is for three. Use 'unit' or 'symmetric'.")
@@ -86,10 +86,17 @@ def apply(network: Network, images: Any, read: Callable[[np.ndarray, int], np.nd
   return np.concatenate(found)
 
 
-def open_session(path: Path) -> Any:
+def existing(path: str | os.PathLike[str]) -> Path:
+  """The path with the user's home in place of ~.  Raises UserError where there is no such file."""
+  found = Path(path).expanduser()
+  if not found.is_file():
+    raise UserError(f"there is no ONNX file {str(found)!r}.")
+  return found
+
+
+def open_session(path: str | os.PathLike[str]) -> Any:
   """onnxruntime's session of a file. Raises UserError where there is no such file or it is not ONNX."""
-  if not path.is_file():
-    raise UserError(f"there is no ONNX file {str(path)!r}.")
+  path = existing(path)
   onnxruntime = require("onnxruntime", "onnxruntime", "reading an ONNX network")
   options = onnxruntime.SessionOptions()
   options.log_severity_level = 3  # errors only: they are raised here as well

@@ -27,6 +27,8 @@ from jaxdiff.errors import UserError
 
 logger = logging.getLogger("jaxdiff")
 
+SETTLED = "These are the classes of the run that this one starts from: use data of the same."
+TRIED = 8  # images whose hints are made before the first batch
 MEASURED = 32  # images by whose size that of all is estimated
 
 
@@ -111,19 +113,20 @@ def check_images(data: Any) -> None:
   transforms.view(data, train=True)
 
 
-def check_labels(source: Source, num_classes: int) -> None:
+def check_labels(source: Source, num_classes: int, is_settled: bool = False) -> None:
   """Every label of the source must be a class of the model, unless it knows none (0); classes without examples are told.
 
+  `is_settled`: the model is that of a run that this one starts from, so that it cannot be given other classes.
   Raises:
     UserError: the source has more classes.
   """
   if num_classes and source.num_classes > num_classes:
     label = source.num_classes - 1
     raise UserError(
-      f"the data has label {label} ({source.label_names[label]!r}), outside config.model.num_classes={num_classes}."
-      f" Use --config.model.num_classes={source.num_classes}."
+      f"the data has label {label} ({source.label_names[label]!r}), outside config.model.num_classes={num_classes}. "
+      + (SETTLED if is_settled else f"Use --config.model.num_classes={source.num_classes}.")
     )
-  if source.num_classes < num_classes:
+  if source.num_classes < num_classes and not is_settled:
     logger.warning(
       "the data has %d classes, config.model.num_classes is %d: what is drawn of the others is noise that nothing taught. "
       "Use --config.model.num_classes=%d.",
@@ -172,10 +175,20 @@ def check_reading(data: Any) -> None:
 
 
 def check_hint(source: Source, view: View, hint: Hint, all_maps: bool) -> None:
-  """Makes one hint, so that what it lacks is told at once; of files with maps, reads all if they are few."""
+  """Makes some hints, so that what they lack is told at once; of files with maps, reads all if they are few.
+
+  Raises UserError where none of them says anything and they are maps' or a network's; of what detectors find, warns.
+  """
   if all_maps:
     pairs.check(source)
-  assemble(source, np.array([0]), np.array([0], np.uint32), 0, view, hint)
+  rows = np.unique(np.linspace(0, len(source) - 1, TRIED).astype(int))
+  made = assemble(source, rows, rows.astype(np.uint32), 0, view, hint)["hint"]
+  if (made != made[0, 0, 0]).any():
+    return
+  told = f"the hints {hint.name!r} (config.data.hint) of {len(rows)} images are all empty, of one value: nothing could be learnt"
+  if hint.name in source[0].get("maps", {}) or hint.arguments.get("onnx"):
+    raise UserError(f"{told}. Look at what makes them, a network or the maps (config.data.hint_maps).")
+  logger.warning("%s. Look at the detector's parameters (docs/hints.md).", told)
 
 
 def check_seed(seed: int) -> int:

@@ -481,6 +481,32 @@ def test_a_hint_of_an_image_file(section, saved):
   assert "cannot read the image" in told(data.read_hint, "none.png", s, False)
 
 
+@pytest.mark.parametrize("name", ["canny", "hough", "scribble"])
+def test_a_coloured_map_of_edges_is_refused(name):
+  coloured = blobs(1, 16, 3)[0]
+  assert "it is coloured; a map of edges, lines or strokes is gray" in told(
+    hints.maps.read, name, coloured, "it"
+  )
+  gray = coloured[..., :1].repeat(3, axis=-1)
+  np.testing.assert_array_equal(hints.maps.read(name, gray, "it"), gray[..., :1])
+
+
+@pytest.mark.parametrize("name", ["canny", "depth", "segmentation"])
+def test_maps_that_say_nothing_are_refused(section, name):
+  images = blobs(4, 16, 3)
+  s = section(image_size=16, channels=3, hint=name)
+  blank = mapped(images, **{name: np.full((4, 16, 16), 7, np.uint8)})
+  assert f"the hints '{name}' (config.data.hint) of 4 images are all empty" in told(
+    data.stream, blank, s, batch_size=4, seed=0
+  )
+
+
+def test_detectors_that_find_nothing_are_told(section, caplog):
+  s = section(image_size=16, channels=3, hint="canny")
+  data.stream(mapped(np.full((4, 16, 16, 3), 9, np.uint8)), s, batch_size=4, seed=0).close()
+  assert "nothing could be learnt. Look at the detector's parameters" in caplog.text
+
+
 def test_a_ready_map_of_a_file(section, saved):
   gray = numbered(np.uint8)(0)[:16, :16]
   s = section(image_size=16)

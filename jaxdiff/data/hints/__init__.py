@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxdiff import calls
-from jaxdiff.data import base
+from jaxdiff.data import base, onnx_file
 from jaxdiff.data.hints.areas import palette, segmentation, segmentation_from_labels
 from jaxdiff.data.hints.depths import depth, depth_from_map
 from jaxdiff.data.hints.edges import canny
@@ -73,10 +72,13 @@ def detect(hint: Hint, image: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def mark(hint: Hint) -> str:
-  """The same for hints that are the same function: name and parameters, a network by its file's content."""
+  """The same for hints that are the same function: name and parameters, a network by its file's content.
+
+  Raises UserError where that file is missing.
+  """
   given = dict(hint.arguments)
   if given.get("onnx"):
-    given["onnx"] = base.digest(np.fromfile(Path(given["onnx"]).expanduser(), np.uint8))
+    given["onnx"] = base.digest(np.fromfile(onnx_file.existing(given["onnx"]), np.uint8))
   return f"{hint.name}({', '.join(f'{key}={value!r}' for key, value in sorted(given.items()))})"
 
 

@@ -37,7 +37,9 @@ def _drawn(found: np.ndarray) -> np.ndarray:
     found = (found >> 8).astype(np.uint8)
   if found.dtype != np.uint8 or found.shape[-1] not in (1, 3):
     raise ValueError(f"it is {found.dtype}{list(found.shape)}, not gray")
-  return found if found.shape[-1] == 1 else cv2.cvtColor(found, cv2.COLOR_RGB2GRAY)[..., None]
+  if (found != found[..., :1]).any():
+    raise ValueError("it is coloured; a map of edges, lines or strokes is gray, white on black")
+  return found[..., :1]
 
 
 def _labelled(found: np.ndarray) -> np.ndarray:
