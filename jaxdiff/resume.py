@@ -83,7 +83,7 @@ def open_run(
     distributed.check_shared(store)  # process 0 alone writes anything but checkpoints
   data.check_images(config.data)
   source = data.load(config.data.source, config.data.split, skip_unreadable=config.data.skip_unreadable)
-  data.check_labels(source, config.model.num_classes)
+  data.check_labels(source, config.model.num_classes, is_settled=config.task in starts.STARTS)
   tx = tasks.optimizer(config)
   task = tasks.make(config, tx)
   strategy = parallel.make(config.parallel, t.batch_size)
@@ -101,7 +101,10 @@ def open_run(
     )
   if restored is None:
     distributed.by_first(lambda: _check_not_elsewhere(workdir, store))
-  state = strategy.place_state(restored[0]) if restored else starts.fresh_state(config, task, strategy)
+  if restored:
+    state = strategy.place_state(restored[0])
+  else:
+    state = starts.fresh_state(config, task, strategy, source.label_names)
   step = int(strategy.fetch(state.step))
   distributed.by_first(lambda: runs.write_config(config, workdir))
   unshown = distributed.by_first(lambda: _unshown(workdir)) == step

@@ -6,7 +6,8 @@ A control branch names its base (config.base.workdir), a student its teacher (co
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ import jax
 from jaxdiff import configuration, optim, parallel, runs, tasks
 from jaxdiff.errors import UserError
 from jaxdiff.types import PyTree, Task
+
+logger = logging.getLogger("jaxdiff")
 
 
 class Start(NamedTuple):
@@ -126,20 +129,38 @@ def _inherit(config: Any, given: Any, start: Start) -> None:
       config[section].update(taken)
 
 
-def fresh_state(config: Any, task: Task, strategy: parallel.Strategy) -> Any:
-  """The state of a run before its first step, on its devices.  Raises UserError where what it starts from is missing."""
+def fresh_state(config: Any, task: Task, strategy: parallel.Strategy, label_names: Sequence[str]) -> Any:
+  """The state of a run before its first step, on its devices.
+
+  Warns where what it starts from learnt labels by other names than its data has, `label_names`.
+  Raises UserError where that is missing.
+  """
   make = functools.partial(tasks.initial_state, config, task)
   start, adopt = STARTS.get(config.task), task.adopt
   if start is None or adopt is None:
     return strategy.init(make)
   # Split as the state will be, so that no device ever holds all of it.
   shared = parallel.mesh(config.parallel, jax.device_count())
-  averaged = optim.ema_params(runs.restore(_config_of(config, start), _workdir(config, start), shared).state)
+  averaged, learnt = _averaged(config, start, shared)
+  if tuple(learnt) != tuple(label_names):
+    logger.warning(
+      "The run in %r (config.%s.workdir) learnt the classes %s, the data has %s: the same labels may stand for others.",
+      config[start.section].workdir,
+      start.section,
+      ", ".join(learnt),
+      ", ".join(label_names),
+    )
 
   def make_from(params: PyTree) -> Any:
     return adopt(make(), params)
 
   return strategy.init(make_from, averaged)
+
+
+def _averaged(config: Any, start: Start, strategy: parallel.Strategy) -> tuple[PyTree, Sequence[str]]:
+  """(averaged parameters, names of the classes) of the run that config starts from; of its state nothing else is kept."""
+  run = runs.restore(_config_of(config, start), _workdir(config, start), strategy)
+  return optim.ema_params(run.state), run.label_names
 
 
 def _workdir(config: Any, start: Start) -> Path:

@@ -10,6 +10,8 @@ from jaxdiff.errors import UserError
 from jaxdiff.main import main
 from tests import small
 
+DIGITS = tuple("0123456789")
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
@@ -107,9 +109,18 @@ def test_what_a_run_starts_from_is_shared_as_its_state_is(base, monkeypatch):
   c = started(workdir)
   c.parallel.fsdp = 4
   task = tasks.make(c, optim.make_optimizer(c.optim, c.train.steps))
-  state = starts.fresh_state(c, task, parallel.mesh(c.parallel, 8))
+  state = starts.fresh_state(c, task, parallel.mesh(c.parallel, 8), DIGITS)
   for params in (given[0].state.params, state.base_params):
     assert max(leaf.size // leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(params)) == 4
+
+
+def test_classes_of_other_names_are_told(base, caplog):
+  c = started(base[0])
+  task, strategy = tasks.make(c, tasks.optimizer(c)), parallel.mesh(c.parallel, 8)
+  starts.fresh_state(c, task, strategy, DIGITS)
+  assert not caplog.text
+  starts.fresh_state(c, task, strategy, ("cat", "dog"))
+  assert "learnt the classes 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, the data has cat, dog" in caplog.text
 
 
 @pytest.mark.parametrize("strategy", ["mesh", "pmap"])
@@ -118,7 +129,7 @@ def test_the_first_state_is_the_trained_one_and_copies_of_it(base, strategy):
   c = started(workdir)
   task = tasks.make(c, optim.make_optimizer(c.optim, c.train.steps))
   under = parallel.STRATEGIES[strategy](c.parallel, 8)
-  state = under.fetch(starts.fresh_state(c, task, under))
+  state = under.fetch(starts.fresh_state(c, task, under, DIGITS))
   averaged = runs.averaged_params(given, workdir)
   same = lambda a, b: jax.tree.all(jax.tree.map(np.array_equal, a, b))
   assert same(state.base_params, averaged)
