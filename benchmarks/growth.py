@@ -37,13 +37,13 @@ PLANS = {f"remat {name}": (1, name) for name in ("none", "dots", "full")} | {
 Point = dict[str, float]
 
 
-def case(width: int, depth: int, tokens: int, batch_size: int, *changes: str) -> Case:
+def case(width: int, depth: int, tokens: int, batch_size: int, *changes: str, scan: bool = False) -> Case:
   """A train step of a DiT that works on so many tokens an image."""
   side = round(tokens**0.5)
   if side**2 != tokens:
     raise SystemExit(f"{tokens} tokens are no square. Use 64, 256, 1024 or 4096.")
   size = {"patch_size": PATCH, "width": width, "depth": depth, "heads": max(1, width // 64)}
-  model = LATENTS | size | {"scan": False}
+  model = LATENTS | size | {"scan": scan}
   return Case("train", model, PATCH * side, batch_size, changes=changes)
 
 
@@ -70,8 +70,8 @@ def planned(width: int, tokens: int, depths: Sequence[int]) -> dict[str, dict[in
   available = plan.devices_for(SHARED)
 
   def point(depth: int, devices: int, remat: str) -> Point:
-    changes = (f"model.remat={remat}", "model.scan=True", f"parallel.fsdp={devices}")
-    c = ours.config(case(width, depth, tokens, devices, *changes))
+    changes = (f"model.remat={remat}", f"parallel.fsdp={devices}")
+    c = ours.config(case(width, depth, tokens, devices, *changes, scan=True))
     state, step = plan.abstract(c)
     held = plan.state_bytes(state, parallel.shardings(c.parallel, devices, state))
     batch = tasks.abstract_batch(c, devices)

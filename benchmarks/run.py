@@ -6,7 +6,7 @@ python -m benchmarks.run --suite gpu --only dit_xl2_train --set model.attention=
 python -m benchmarks.run --suite cpu --list
 
 Writes benchmarks/results/<device>.json and, unless that is of another device, the suite's table in docs/PERFORMANCE.md; with --quick,
---set or --rival, and on a CPU for the suite of GPUs, it only prints.
+--set, --batch or --rival, and on a CPU for the suite of GPUs, it only prints.
 What is missing here (a wheel, a rival, a device's memory) is told in a line and left out.
 """
 
@@ -25,7 +25,9 @@ OURS = (measure.OURS, "bare step")  # contestants
 
 def main() -> int:
   flags = parse()
-  cases: dict[str, Case] = SUITES[flags.suite]
+  cases: dict[str, Case] = dict(SUITES[flags.suite])
+  if flags.batch:
+    cases = {name: case._replace(batch_size=flags.batch) for name, case in cases.items()}
   unknown = [name for name in flags.only or () if name not in cases]
   if unknown:
     raise SystemExit(f"no case {unknown[0]!r} in the suite {flags.suite}. Known: {', '.join(cases)}.")
@@ -37,13 +39,13 @@ def main() -> int:
   chosen = runnable({name: cases[name] for name in flags.only or cases})
   stay = flags.suite == "cpu"
   rounds = 2 if flags.quick else max(2 if stay else 1, flags.rounds or (7 if stay else 3))
-  plan = measure.Plan(flags.suite, rounds, stay, tuple(flags.set), tuple(flags.rival))
+  plan = measure.Plan(flags.suite, rounds, stay, tuple(flags.set), tuple(flags.rival), flags.batch)
   print(f"load of the machine before: {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores", flush=True)
   print("\n".join(report.head()), flush=True)
   command = f"python -m benchmarks.run --suite {flags.suite}" + (
     f" --rounds {flags.rounds}" if flags.rounds else ""
   )
-  prints_only = flags.quick or flags.set or flags.rival
+  prints_only = flags.quick or flags.set or flags.rival or flags.batch
   failed, kept_of = False, ""
   for name, case in chosen.items():
     measured = measure.take_turns(plan, name)
@@ -122,6 +124,7 @@ def parse() -> argparse.Namespace:
   parser.add_argument(
     "--rival", action="append", default=[], metavar="NAME", help="only against this one (may be repeated)"
   )
+  parser.add_argument("--batch", type=int, default=0, metavar="N", help="images a batch, for all contestants")
   parser.add_argument("--list", action="store_true", help="the names of the suite's cases")
   parser.add_argument("--worker", help=argparse.SUPPRESS)
   return parser.parse_args()

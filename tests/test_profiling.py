@@ -12,6 +12,8 @@ import pytest
 
 from jaxdiff import profiling
 from jaxdiff.errors import UserError
+from jaxdiff.main import main
+from tests import small
 
 
 def asked(steps=0, after=0, folder=""):
@@ -49,6 +51,13 @@ def test_a_run_that_stops_in_between_leaves_what_it_has(tmp_path):
   with profiling.traced(step, asked(steps=50, folder=tmp_path / "here"), tmp_path, start=0) as traced:
     take(traced, 3)
   assert steps_of(tmp_path / "here") == [1, 2, 3]
+
+
+def test_a_run_traces_its_steps(tmp_path):
+  own = ("--config.train.sample_every=0", "--config.profile.steps=2", "--config.profile.after=3")
+  arguments = [f"--{line}" for line in small.arguments("dit")]
+  assert main(["--config", "configs/dit_cfg.py", "--workdir", str(tmp_path), *arguments, *own]) == 0
+  assert steps_of(tmp_path / "profile") == [4, 5]
 
 
 def test_without_it_the_step_is_the_step(tmp_path):

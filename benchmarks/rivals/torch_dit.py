@@ -25,6 +25,11 @@ def frequencies(t: Tensor, dim: int) -> Tensor:
   return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
+def layer_norm(x: Tensor) -> Tensor:
+  """Over the last axis, without scale and shift, in x's own type: autocast would go on in float32."""
+  return F.layer_norm(x, x.shape[-1:], eps=1e-6).to(x.dtype)
+
+
 class Embedding(nn.Module):
   """MLP(frequencies(t)) + table[label]; the table's last row is the null class."""
 
@@ -56,9 +61,9 @@ class Block(nn.Module):
   def forward(self, x: Tensor, c: Tensor) -> Tensor:
     modulation = self.modulation(F.silu(c))[:, None]
     shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation.chunk(6, dim=-1)
-    h = torch.addcmul(shift_1, F.layer_norm(x, (self.width,), eps=1e-6), 1 + scale_1)
+    h = torch.addcmul(shift_1, layer_norm(x), 1 + scale_1)
     x = torch.addcmul(x, gate_1, self.attention(h))
-    h = torch.addcmul(shift_2, F.layer_norm(x, (self.width,), eps=1e-6), 1 + scale_2)
+    h = torch.addcmul(shift_2, layer_norm(x), 1 + scale_2)
     h = self.mlp_out(F.gelu(self.mlp_in(h), approximate="tanh"))
     return torch.addcmul(x, gate_2, h)
 
@@ -101,7 +106,8 @@ class Stream(nn.Module):
 
   def begin(self, z: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     """(tokens, embedding of time and label)."""
-    return self.patches(self.cut(z)) + self.position, self.embedding(t, label)
+    x = self.patches(self.cut(z))
+    return x + self.position.to(x.dtype), self.embedding(t, label)
 
 
 class DiT(Stream):
@@ -119,7 +125,7 @@ class DiT(Stream):
       if i < len(controls):
         x = x + controls[i]
     shift, scale = self.modulation(F.silu(c))[:, None].chunk(2, dim=-1)
-    x = self.out(torch.addcmul(shift, F.layer_norm(x, (self.width,), eps=1e-6), 1 + scale))
+    x = self.out(torch.addcmul(shift, layer_norm(x), 1 + scale))
     batch, height, width, _ = z.shape
     p = self.patch_size
     x = x.view(batch, height // p, width // p, p, p, -1).permute(0, 1, 3, 2, 4, 5)

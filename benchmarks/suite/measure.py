@@ -39,6 +39,7 @@ class Plan(NamedTuple):
   stay: bool
   changes: tuple[str, ...] = ()  # of our config, as model.remat=full
   rivals: tuple[str, ...] = ()  # of those that a case has, these; none: all
+  batch: int = 0  # images a batch, for all contestants; 0: the case's
 
 
 class Measured(NamedTuple):
@@ -133,7 +134,7 @@ def serve(runner: Runner, runs: int, out: Any) -> None:
 
 def command(plan: Plan, case: str, name: str) -> list[str]:
   """What runs a contestant."""
-  worker = ["--suite", plan.suite, "--only", case, "--worker", name]
+  worker = ["--suite", plan.suite, "--only", case, "--batch", str(plan.batch), "--worker", name]
   return [sys.executable, "-m", "benchmarks.run", *worker, *(f"--set={change}" for change in plan.changes)]
 
 

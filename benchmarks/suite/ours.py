@@ -52,6 +52,15 @@ def config(case: Case) -> Any:
   if case.kind == "distill":
     c.train.steps = sum(tasks.stages(c))
   configuration.override(c, [f"--config.{change}" for change in case.changes])
+  given = {f"model.{key}": (value, c.model[key]) for key, value in case.model.items()} | {
+    "data.image_size": (case.image_size, c.data.image_size),
+    "train.batch_size": (case.batch_size, c.train.batch_size),
+  }
+  for key, (value, asked) in given.items():
+    if asked != value:
+      raise SystemExit(
+        f"{key}={asked}: this case and its rivals have {value}, which --set cannot change for ours alone (--batch changes that of all)."
+      )
   return c
 
 
@@ -209,7 +218,7 @@ def loop(case: Case) -> Runner:
     jax.config.update("jax_compilation_cache_dir", str(scratch()))
   c = config(case)
   c.data.source = "digits"
-  c.train.log_every = min(LOG_EVERY, max(1, case.steps // 3))
+  c.train.log_every = _window(case)
   c.train.sample_every, c.train.checkpoint_every = 0, 10**9
   c.sample.num, c.sample.batch_size, c.sample.steps = 4, 4, 1
   c.parallel.fsdp = 1
@@ -225,19 +234,27 @@ def loop(case: Case) -> Runner:
 
 
 def bare_step(case: Case) -> Runner:
-  """As many of the same steps as `loop` logs at a time, on one batch that lies on the device, and nothing else."""
+  """Seconds of the same step on one batch that lies on the device, and nothing else: of as many steps as `loop` times, and as it does."""
   step, state, batch, facts = compiled_step(case)
-  number = min(LOG_EVERY, max(1, case.steps // 3))
+  number = _window(case)
 
-  def run() -> dict[str, float]:
+  def window() -> float:
     nonlocal state
     start = time.perf_counter()
     for _ in range(number):
       state, metrics = step(state, batch)
     jax.block_until_ready((state, metrics))
-    return {"seconds": (time.perf_counter() - start) / number}
+    return (time.perf_counter() - start) / number
 
-  return Runner(run, facts, peak_memory, None)
+  def run() -> dict[str, float]:
+    return {"seconds": statistics.median(window() for _ in range(case.steps // number - 1))}
+
+  return Runner(run, facts, peak_memory, None, warmup=1)
+
+
+def _window(case: Case) -> int:
+  """Steps that `loop` and `bare step` time at once: a few windows make a run."""
+  return min(LOG_EVERY, max(1, case.steps // 3))
 
 
 def checkpoint(case: Case) -> Runner:

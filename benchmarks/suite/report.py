@@ -98,7 +98,8 @@ def versions() -> dict[str, str]:
       found[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
       continue
-  return found
+  flags = os.environ.get("XLA_FLAGS", "")
+  return found | ({"XLA_FLAGS": flags} if flags else {})
 
 
 def keep(

@@ -47,6 +47,24 @@ def test_dit():
   compare(torch_dit.DiT(**stream(), learn_sigma=small.DIT["learn_sigma"]), torch_dit.load, small.DIT, 8)
 
 
+def test_half_precision_is_kept_between_layers():
+  """Under autocast as the suite trains: norms and positions must not bring float32 back into the stream, as ours has none."""
+  from benchmarks.rivals import torch_dit, torch_unet
+
+  seen = []
+  with torch.autocast("cpu", torch.bfloat16):
+    x, c = torch.zeros(1, 16, 16, dtype=torch.bfloat16), torch.zeros(1, 16)
+    seen += [
+      torch_dit.Block(16, 2, 4.0)(x, c),
+      torch_dit.DiT(**stream(), learn_sigma=False).begin(
+        torch.zeros(1, 8, 8, small.DIT["channels"]), torch.zeros(1), torch.zeros(1, dtype=torch.long)
+      )[0],
+    ]
+    image = torch.zeros(1, 8, 4, 4, dtype=torch.bfloat16)
+    seen += [torch_unet.group_norm(8)(image), torch_unet.ResBlock(8, 8, 16, True)(image, c)]
+  assert [h.dtype for h in seen] == 4 * [torch.bfloat16]
+
+
 def test_a_branch_and_the_dit_that_it_steers():
   from benchmarks.rivals import torch_dit
 
