@@ -52,6 +52,7 @@ OPTIONAL = {  # package -> what it is for
 }
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # where Debian's and Ubuntu's package puts it
 OLDEST_DRIVER = (525, 60)  # NVIDIA's, on Linux, for CUDA 12: JAX's page on installation
+HEADS = (64, 72)  # channels of a head: of DiT-S, B and L; of DiT-XL
 CACHE = "jax_compilation_cache_dir"  # of jax.config
 TPU_VENDOR = "0x1ae0"
 # Chips, not the other devices of that vendor; as the Makefile looks for them.
@@ -388,18 +389,19 @@ def rate(function: Callable[..., Any], arguments: Sequence[Any], flops: float, s
 
 
 def cudnn_attention(kind: str) -> Finding:
-  """Whether flash attention of cuDNN compiles and runs here."""
+  """Whether flash attention of cuDNN and its gradient compile and run here, for heads as DiT-S, B and L have them and as DiT-XL."""
   name, setting = "cuDNN attention", "config.model.attention"
   if kind != "gpu":
     return Finding(name, f"not here: it needs an NVIDIA GPU ({setting}=auto uses XLA's)")
   from jaxdiff.models import layers
 
-  q = jnp.ones((1, 128, 2, 64), jnp.bfloat16)
-  try:
-    jax.jit(lambda q: layers.attend(q, q, q, "cudnn")).lower(q).compile()(q).block_until_ready()
-  except Exception as error:  # noqa: BLE001 - JAX and XLA refuse in many ways, and each is the answer
-    reason = first_line(error)
-    return Finding(name, f"does not work: {reason}", f"set {setting} to xla")
+  slope = jax.jit(jax.grad(lambda q: layers.attend(q, q, q, "cudnn").astype(jnp.float32).sum()))
+  for channels in HEADS:
+    try:
+      slope(jnp.ones((1, 128, 2, channels), jnp.bfloat16)).block_until_ready()
+    except Exception as error:  # noqa: BLE001 - JAX and XLA refuse in many ways, and each is the answer
+      reason = f"heads of {channels} channels: {first_line(error)}"
+      return Finding(name, f"does not work: {reason}", f"set {setting} to xla")
   return Finding(name, f"works: {setting}=auto uses it where config.model.dtype is bfloat16")
 
 
