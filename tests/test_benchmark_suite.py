@@ -157,6 +157,7 @@ def run():
     sys.exit("the machine is on fire")
   return {}
 
+measure.WARM = 0.0
 measure.serve(Runner(run, {"name": name}, memory=lambda: 7), 1, sys.stdout)
 """
 

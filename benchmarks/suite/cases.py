@@ -86,8 +86,8 @@ _sample = functools.partial(Case, "sample", steps=50)
 # Around what two cores can do.
 CPU = {
   "dit_s4_train": _train(S4, 32, 16, runs=3),
-  "unet_train": _train(UNET, 32, 8, runs=3),
-  "tiny_train": _train(DIGITS | TINY, 8, 64, runs=3, why=NARROW),
+  "unet_train": _train(UNET, 32, 8, runs=8),
+  "tiny_train": _train(DIGITS | TINY, 8, 64, runs=30, why=NARROW),
   "control_train": Case("control", S4, 32, 8, rivals=OWN, runs=3),
   "distill_train": Case("distill", S4, 32, 8, rivals=OWN, runs=3),
   "dit_s4_sample_1": _sample(S4, 32, 1),
@@ -98,7 +98,7 @@ CPU = {
   "tiny_sample_1": _sample(DIGITS | TINY, 8, 1, runs=10, why=NARROW),
   "tiny_sample_16": _sample(DIGITS | TINY, 8, 16, runs=2, why=NARROW),
   "data": Case("data", UNET, 32, 64, rivals=(), needs=LOADER, eats="unet_train"),
-  "loop": Case("loop", DIGITS | TINY, 8, 64, steps=150, rivals=("bare step",), needs=LOOP),
+  "loop": Case("loop", DIGITS | TINY, 8, 64, steps=450, rivals=("bare step",), needs=LOOP),
   "checkpoint": Case("checkpoint", S4, 32, 1, rivals=("torch.save",), needs=("orbax.checkpoint",)),
 }
 

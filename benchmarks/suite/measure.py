@@ -23,7 +23,8 @@ from benchmarks.suite.runner import Runner
 ROOT = Path(__file__).resolve().parent.parent.parent
 OURS = "jaxdiff"
 PAUSE = 0.3  # seconds, for the threads of the one that ran to go to sleep
-SHORT = 2.0  # seconds of a run, before which there is one more that does not count
+SHORT = 2.0  # seconds of a run, before which there are more that do not count
+WARM = 0.5  # seconds that those take, at least
 LONG = 10.0  # seconds of a run, of which one more warms up enough
 IN_A_ROW = 5  # measurements of a process that is started anew for each round
 
@@ -107,7 +108,7 @@ def work(runner: Runner, runs: int) -> Iterator[dict[str, Any]]:
   yield runner.facts
   while True:
     if seconds < SHORT:  # others have filled the caches meanwhile, and memory that was free may have gone
-      runner.run()
+      timed(runner, 1 + int(WARM / seconds))
     seconds, told = timed(runner, runs)
     row = {"seconds": seconds} | told
     row["memory"] = runner.memory()
