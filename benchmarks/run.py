@@ -20,8 +20,6 @@ from typing import Any
 from benchmarks.suite import measure, report, wheels
 from benchmarks.suite.cases import SUITES, Case
 
-OURS = (measure.OURS, "bare step")  # contestants
-
 
 def main() -> int:
   flags = parse()
@@ -85,7 +83,7 @@ def runnable(cases: dict[str, Case]) -> dict[str, Case]:
 
 def work(case: Case, contestant: str) -> int:
   """A worker: what it says goes where its standard output went, and nothing else does."""
-  if contestant in OURS:
+  if contestant == measure.OURS:
     from jaxdiff import platform
 
     platform.with_huge_pages()
@@ -99,7 +97,7 @@ def work(case: Case, contestant: str) -> int:
 def contest(case: Case, contestant: str) -> Any:
   """The Runner of a contestant, in this process."""
   wheels.stand_in()
-  if contestant not in OURS:
+  if contestant != measure.OURS:
     from benchmarks.suite import rivals
 
     return rivals.make(case, contestant)
@@ -108,7 +106,7 @@ def contest(case: Case, contestant: str) -> Any:
   platform.configure()
   from benchmarks.suite import ours
 
-  runner = ours.make(case) if contestant == measure.OURS else ours.bare_step(case)
+  runner = ours.make(case)
   return runner._replace(facts=runner.facts | report.device())
 
 

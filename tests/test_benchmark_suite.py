@@ -65,7 +65,7 @@ def measured(case, contestant, rows):
 
 def check(case, rivals, rows=2):
   """Runs a case and its rivals, and what is made of them."""
-  here = [rival for rival in rivals if rival == "bare step" or not wheels.missing(["torch"])]
+  here = [] if wheels.missing(["torch"]) else rivals
   contestants = (measure.OURS, *(rival for rival in case.rivals if rival in here))
   both = {name: measured(case, name, rows) for name in contestants}
   found = measure.Measured(
@@ -96,7 +96,7 @@ def test_networks(name):
 @pytest.mark.parametrize("name", ALL_AROUND)
 def test_what_is_around_the_networks(name):
   case = tiny(name)
-  figures = check(case, rivals=("bare step", "torch.save"), rows=1)
+  figures = check(case, rivals=("torch.save",), rows=1)
   eaters = {case.eats: {"images_per_s": 1.0}} if case.eats else {}
   (said,) = report.remarks("a_case", figures, case, eaters)
   assert re.search(AROUND[case.kind], said)

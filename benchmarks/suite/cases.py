@@ -98,7 +98,7 @@ CPU = {
   "tiny_sample_1": _sample(DIGITS | TINY, 8, 1, runs=10, why=NARROW),
   "tiny_sample_16": _sample(DIGITS | TINY, 8, 16, runs=2, why=NARROW),
   "data": Case("data", UNET, 32, 64, rivals=(), needs=LOADER, eats="unet_train"),
-  "loop": Case("loop", DIGITS | TINY, 8, 64, steps=450, rivals=("bare step",), needs=LOOP),
+  "loop": Case("loop", DIGITS | TINY, 8, 64, steps=600, rivals=(), needs=LOOP),
   "checkpoint": Case("checkpoint", S4, 32, 1, rivals=("torch.save",), needs=("orbax.checkpoint",)),
 }
 
@@ -117,16 +117,7 @@ GPU = {
   "unet_sample": _sample_bf16(UNET, 32, 64),
   "adm64_sample": _sample_bf16(ADM, 64, 64),
   "data": Case("data", UNET, 32, 256, rivals=(), needs=LOADER, eats="unet_train"),
-  "loop": Case(
-    "loop",
-    DIGITS | SMALL,
-    32,
-    256,
-    steps=150,
-    dtype="bfloat16",
-    rivals=("bare step",),
-    needs=LOOP,
-  ),
+  "loop": Case("loop", DIGITS | SMALL, 32, 256, steps=600, dtype="bfloat16", rivals=(), needs=LOOP),
   "checkpoint": Case("checkpoint", SIZES["xl2"], 32, 1, rivals=("torch.save",), needs=("orbax.checkpoint",)),
 }
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ from jaxdiff.train_step import TrainStep, make_train_step
 from jaxdiff.types import Cond
 
 GUIDANCE = 2.0
-LOG_EVERY = 50  # steps, as runs log
+WINDOW = 100  # steps of a run that are timed together
 MATMULS = {"cpu": ((1024, 1), (2048, 1)), "gpu": ((4096, 20), (8192, 20))}  # (size, how many in a row)
 PICTURES, PICTURE_SIZE, BATCHES = 512, 80, 24  # of the folder that is read; how many batches in a row
 
@@ -208,53 +209,52 @@ def write_pictures(folder: Path) -> None:
 
 
 def loop(case: Case) -> Runner:
-  """Seconds of a step inside `main`, with data, metrics and logs: of the log's lines after the first.
+  """Seconds of a step inside a run, with data, metrics and logs, and its `overhead`.
 
-  What a run does beside its steps (start, compiling, pictures, saving) does not count, as in the log's images/s.
+  After each window of the run's steps as many follow of the same step on one batch that lies on the device, and nothing else,
+  where a run would show pictures: its clock does not count these.  The overhead is the median of the windows, each beside the
+  one that follows.  In two processes, or a minute apart, the same step differs by more than the loop costs.
   """
+  from jaxdiff import previews
   from jaxdiff import train as trainer
+  from jaxdiff.reporting import Shown
 
   if not jax.config.jax_compilation_cache_dir:  # as `main` has one
     jax.config.update("jax_compilation_cache_dir", str(scratch()))
   c = config(case)
   c.data.source = "digits"
-  c.train.log_every = _window(case)
-  c.train.sample_every, c.train.checkpoint_every = 0, 10**9
-  c.sample.num, c.sample.batch_size, c.sample.steps = 4, 4, 1
+  window = min(WINDOW, max(1, case.steps // 3))
+  c.train.log_every, c.train.sample_every, c.train.checkpoint_every = 10**9, window, 10**9
   c.parallel.fsdp = 1
-
-  def run() -> dict[str, float]:
-    with tempfile.TemporaryDirectory(prefix="jaxdiff-suite-") as folder:
-      trainer.train(c, Path(folder))
-      rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    rates = [row["images_per_s"] for row in rows if "images_per_s" in row]
-    return {"seconds": case.batch_size / statistics.median(rates[1:] or rates)}
-
-  return Runner(run, {}, peak_memory, None, warmup=1)
-
-
-def bare_step(case: Case) -> Runner:
-  """Seconds of the same step on one batch that lies on the device, and nothing else: of as many steps as `loop` times, and as it does."""
   step, state, batch, facts = compiled_step(case)
-  number = _window(case)
+  alone: list[float] = []
 
-  def window() -> float:
+  def show(given: Any, number: int, is_last: bool = False) -> Any:
     nonlocal state
+    del number, is_last
+    jax.block_until_ready(given)
     start = time.perf_counter()
-    for _ in range(number):
+    for _ in range(window):
       state, metrics = step(state, batch)
     jax.block_until_ready((state, metrics))
-    return (time.perf_counter() - start) / number
+    alone.append((time.perf_counter() - start) / window)
+    return Shown({}, {})
+
+  part = previews.Part(lambda *run: show, lambda config, task, number: number % window == 0)
 
   def run() -> dict[str, float]:
-    return {"seconds": statistics.median(window() for _ in range(case.steps // number - 1))}
+    alone.clear()
+    with (
+      tempfile.TemporaryDirectory(prefix="jaxdiff-suite-") as folder,
+      mock.patch.dict(previews.PREVIEWS, denoise=(part,)),
+    ):
+      trainer.train(c, Path(folder))
+      rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    inside = [case.batch_size / row["images_per_s"] for row in rows]
+    overheads = [one / other - 1 for one, other in zip(inside, alone, strict=True)]
+    return {"seconds": statistics.median(inside[1:]), "overhead": statistics.median(overheads[1:])}
 
   return Runner(run, facts, peak_memory, None, warmup=1)
-
-
-def _window(case: Case) -> int:
-  """Steps that `loop` and `bare step` time at once: a few windows make a run."""
-  return min(LOG_EVERY, max(1, case.steps // 3))
 
 
 def checkpoint(case: Case) -> Runner:

@@ -196,9 +196,8 @@ def remarks(name: str, found: Mapping[str, Any], case: Case, cases: Mapping[str,
   if case.eats in cases:
     times = found["images_per_s"] / cases[case.eats]["images_per_s"]
     said.append(f"{name}: {digits(times)} times as many images as {case.eats} takes.")
-  if "bare step" in found["ratios"]:
-    overhead = [100 * (1 - value) for value in found["ratios"]["bare step"]]
-    middle, high, low = overhead
+  if "overhead" in found:
+    middle, low, high = (100 * value for value in found["overhead"])
     said.append(f"{name}: beside the bare step the loop costs {middle:.1f}% ({low:.1f} to {high:.1f}).")
   if "loop_waits" in found:
     waits, held = 1000 * found["loop_waits"][0], found["facts"][OURS]["bytes"] / 2**20
