@@ -229,8 +229,10 @@ class BatchReader:
     epochs, rows = np.divmod(positions, len(self.source))
     if not self.shuffle:
       return rows
-    rows_of = {e: order(self.seed, int(e), len(self.source)) for e in np.unique(epochs)}
-    return np.array([rows_of[e][row] for e, row in zip(epochs, rows, strict=True)])
+    for number in np.unique(epochs):
+      here = epochs == number
+      rows[here] = order(self.seed, int(number), len(self.source))[rows[here]]
+    return rows
 
 
 def assemble(

@@ -92,6 +92,8 @@ def fit(image: np.ndarray, v: View) -> np.ndarray:
 
   Shapes: image: uint8[H,W,1 or 3].  Returns uint8[S,S,C], or [h,w,C] of any shape where a random crop follows.
   """
+  if image.shape == (v.size, v.size, v.channels) and not v.random_crop:
+    return image  # as all are that lie in memory
   return fit_map(with_channels(image, v.channels), v, OF_IMAGES)
 
 
