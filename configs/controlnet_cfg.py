@@ -35,7 +35,7 @@ def get_config(preset: str = "") -> ConfigDict:
   c.control.hint_dropout = 0.0  # share of examples with an empty hint
   c.control.unlock_decoder = False  # train the decoder of a UNet too
   # how hints are found in drawn images, to score these, as segmentation(onnx="FILE", scaling=unit); empty: as config.data.hint, by
-  # the source's own detector, or not at all where hints are maps that nothing finds in an image
+  # the source's own detector (shapes has them), or not at all where hints are maps that nothing finds in an image
   c.control.reader = ""
   base.short_run(c)
   c.data.source = ""  # the base's

@@ -31,7 +31,7 @@ def make(config: Any) -> Callable[[np.ndarray, np.ndarray], Look]:
   """The function (images u8[N,H,W,C], their numbers) -> Look of config's task.
 
   With a control branch its parts are hint, image and the hint found in it, and its number is scores.fidelity's for the kind of
-  hint, of the run's own branch.  Where hints cannot be found in images, as depths without a network, it has hint and image alone.
+  hint, of the run's own branch.  Where hints cannot be found in images, as most maps without a network, it has hint and image alone.
   Without one it has the images and no more.
   """
   if config.task != "controlnet":

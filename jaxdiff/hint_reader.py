@@ -22,8 +22,8 @@ Reader = Callable[[np.ndarray], np.ndarray]  # images u8[N,H,W,C] -> the hints f
 
 
 def make_reader(config: Any) -> Reader | None:
-  """How the hints of config.data.hint are found in images: by config.control.reader, else by the source's own detector,
-  else as they are made; None where they are maps that no detector finds, or of a source that is not here.
+  """How the hints of config.data.hint are found in images: by config.control.reader; else, of a source's own maps, by its
+  detector; else as they are made.  None where they are maps that no detector finds, or of a source that is not here.
 
   Raises UserError for a reader of another hint and a network that does not suit.
   """
@@ -52,7 +52,7 @@ def _reader_of_source(config: Any, hint: Hint, detect: Reader) -> Reader | None:
     source = source_of(config, config.data.split)
   except UserError:  # who draws by files needs no data
     return None
-  if hint.name in source.detectors:
+  if hint.name in source.detectors and config.data.channels == 3:  # a gray image shows no depth, nor surfaces
     read, reading = source.detectors[hint.name], maps.READINGS[hint.name]
     return lambda images: np.stack(
       [reading.finish(read(image)[..., None], hint.arguments) for image in images]

@@ -375,11 +375,23 @@ def test_drawing_by_a_picture_needs_no_data_set(trained, hint_files):
 
 
 @pytest.mark.parametrize(
-  ("hint", "maps", "is_read"),
-  [("canny", "", True), ("segmentation", "", True), ("segmentation", "folder", False), ("depth", "", False)],
+  ("source", "hint", "settings", "is_read"),
+  [
+    ("digits", "canny", {}, True),
+    ("digits", "segmentation", {}, True),
+    ("digits", "segmentation", {"data.hint_maps": "folder"}, False),
+    ("digits", "depth", {}, False),
+    ("shapes", "segmentation", {}, True),
+    ("shapes", "depth", {}, True),
+    ("shapes", "segmentation", {"data.hint_maps": "folder"}, False),
+    ("shapes", "segmentation", {"data.channels": 1}, False),
+  ],
 )
-def test_a_reader_is_there_where_hints_can_be_found_in_images(config, hint, maps, is_read, caplog):
-  config.data.hint, config.data.hint_maps, config.data.source = hint, maps, "digits"
+def test_a_reader_is_there_where_hints_can_be_found_in_images(
+  config, source, hint, settings, is_read, caplog
+):
+  config.data.update(source=source, hint=hint, channels=3 if source == "shapes" else 1)
+  config.update_from_flattened_dict(settings)
   assert (hint_reader.make_reader(config) is not None) == is_read
   fidelity.warn_if_blind(config)
   assert (f"nothing finds the hint '{hint}' in an image" in caplog.text) != is_read
@@ -433,6 +445,12 @@ def test_a_network_that_is_missing_is_told_before_anything_is_drawn(opened, conf
 def test_a_missing_network_is_one_line(trained, capsys, tmp_path):
   assert train(tmp_path, trained[1], "data.hint=depth(onnx='nowhere.onnx')") == 2
   assert "there is no ONNX file 'nowhere.onnx'" in capsys.readouterr().err
+
+
+def test_the_maps_of_scenes_are_found_in_their_images(config):
+  for hint in ("segmentation", "depth"):
+    config.data.update(source="shapes", hint=hint, channels=3, image_size=32)
+    assert fidelity.of_real_images(config, np.arange(20))[f"hint/{hint}/real"] > 0.9
 
 
 def test_a_reader_of_another_hint_is_refused(config):

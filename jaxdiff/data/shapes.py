@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -27,6 +26,8 @@ import numpy as np
 
 from jaxdiff.data import base
 from jaxdiff.data.base import Example, Source
+from jaxdiff.data.outlines import KINDS, OF_NUMBER, RADIUS
+from jaxdiff.data.seen import LUMA, apparent_depth, apparent_segmentation
 from jaxdiff.errors import UserError
 
 VERSION = 1  # raise it whenever any pixel, label or map of any scene changes: fingerprints tell resumed runs
@@ -36,10 +37,9 @@ DEFAULT_SIZE, SIZES = 32, (32, 128)
 MAX_SHAPES = 4
 GRAIN = 4  # sub-pixels along a pixel's side
 FULL = GRAIN * GRAIN
-LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as OpenCV's gray
 LEVELS = 0.2 + 0.1625 * np.arange(MAX_SHAPES + 1)  # of luma; a scene's surfaces have different ones
 LEVEL_JITTER, TEXTURE = 0.02, 0.035  # luma may leave its level by so much; the ground's by both
-RADIUS = 0.3  # of a shape at depth 1, in units of the image's side
+DETECTORS = {"segmentation": apparent_segmentation, "depth": apparent_depth}  # of images that have no maps
 ONE_HOT = np.eye(MAX_SHAPES, dtype=np.uint8).view(np.uint32)[:, 0]
 
 
@@ -83,7 +83,7 @@ def open_shapes(where: str, split: str, skip_unreadable: bool) -> Source:
       f"data source 'shapes' has the splits 'train' and 'test', not {split!r} (config.data.split)."
     )
   mark = f"shapes-{VERSION}-{size}-{split}"
-  return Source(SPLITS[split], Drawer(split, size), tuple(KINDS), mark, detectors={"depth": apparent_depth})
+  return Source(SPLITS[split], Drawer(split, size), tuple(KINDS), mark, detectors=DETECTORS)
 
 
 # Drawing is many small operations: threads that did it at once would spend most of their time on Python's own lock.
@@ -209,22 +209,6 @@ def colour(hue: np.ndarray, luma: np.ndarray, depth: np.ndarray) -> np.ndarray:
   return luma + depth * np.minimum(luma / pure, (1 - luma) / (1 - pure)) * (hue - pure)
 
 
-def apparent_depth(image: np.ndarray) -> np.ndarray:
-  """The depth that colours tell, `colour` solved for it: for images of scenes that have no maps, such as samples.
-
-  max((L - min) / L, (max - L) / (1 - L)),   of a pixel's RGB and its luma L
-
-  RGB's rounding moves it by 0.03 at most; where an edge crosses a pixel, colours are mixed and it may be anything.
-
-  Shapes: image: uint8[...,3].  Returns uint16[...], 65535 times depth, as an example's map.
-  """
-  rgb = image / 255
-  luma = rgb @ LUMA
-  darker = (luma - rgb.min(axis=-1)) / np.maximum(luma, 1 / 255)
-  lighter = (rgb.max(axis=-1) - luma) / np.maximum(1 - luma, 1 / 255)
-  return _to_uint16(np.clip(np.maximum(darker, lighter), 0, 1))
-
-
 def _shapes(scene: Scene, size: int) -> np.ndarray:
   """uint32[size,size], four channels of 8 bits: 1 in that of the shape which is seen.
 
@@ -256,58 +240,6 @@ def _sum_sub_pixels(canvas: np.ndarray) -> np.ndarray:
 
 def _channels(packed: np.ndarray) -> np.ndarray:
   return np.ascontiguousarray(packed).view(np.uint8).reshape(*packed.shape, MAX_SHAPES)
-
-
-# Each kind as the set of points (u, v) it covers, v downwards; of sizes that make all look about equally large.
-def _circle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-  return u * u + v * v < 1
-
-
-def _square(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-  return np.maximum(np.abs(u), np.abs(v)) < 0.85
-
-
-def _triangle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-  return np.maximum(v, math.sqrt(0.75) * np.abs(u) - 0.5 * v) < 0.675
-
-
-def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-  """Five points: reflections bring all into a tenth of the plane, where the edge is one line, from (0, -tip) to a notch."""
-  cos, sin = (1 + math.sqrt(5)) / 4, math.sqrt((5 - math.sqrt(5)) / 8)  # of 36 degrees
-  u = np.abs(u)
-  for across, down in ((cos, sin), (-cos, sin)):
-    twice = np.maximum(2 * across * u + 2 * down * v, 0)
-    u, v = u - across * twice, v - down * twice
-  tip, notch = 1.35, 0.58
-  return (tip - notch * cos) * np.abs(u) - notch * sin * v < notch * sin * tip
-
-
-def _ring(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-  square = u * u + v * v
-  return (square < 1.08**2) & (square > 0.56**2)
-
-
-def _cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-  u, v = np.abs(u), np.abs(v)
-  return (np.maximum(u, v) < 1.11) & (np.minimum(u, v) < 0.37)
-
-
-class Kind(NamedTuple):
-  """An outline, in units of the shape's radius."""
-
-  reach: float  # from the centre to the farthest point, at least
-  covers: Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-KINDS = {
-  "circle": Kind(1.0, _circle),
-  "square": Kind(1.21, _square),
-  "triangle": Kind(1.36, _triangle),
-  "star": Kind(1.36, _star),
-  "ring": Kind(1.08, _ring),
-  "cross": Kind(1.18, _cross),
-}
-OF_NUMBER = list(KINDS.values())
 
 
 def _ground(ground: Ground, size: int) -> tuple[np.ndarray, np.ndarray]:

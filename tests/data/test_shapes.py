@@ -240,24 +240,6 @@ def test_no_outline_is_cut_off(kind):
   assert 0.98 * shapes.KINDS[kind].reach < farthest <= shapes.KINDS[kind].reach
 
 
-def test_colours_tell_depth(some):
-  for _, example in some:
-    depth = example["maps"]["depth"]
-    same = np.zeros(depth.shape, bool)
-    for level in np.unique(depth[example["maps"]["segmentation"] > 0]):
-      same |= inner(depth == level)
-    same |= inner(example["maps"]["segmentation"] == 0)
-    found = shapes.apparent_depth(example["image"])
-    assert found.dtype == np.uint16
-    np.testing.assert_allclose(found[same] / 65535, depth[same] / 65535, atol=0.03)
-
-
-def test_gray_is_far_and_black_and_white_are_no_error():
-  grays = np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1)
-  assert not shapes.apparent_depth(grays).any()
-  assert shapes.apparent_depth(np.array([[255, 0, 0], [0, 0, 9]], np.uint8)).tolist() == [65535, 65535]
-
-
 @pytest.mark.parametrize("where", ["31", "129", "x", "-64", "064", "32x32", "6e1", "٦٤", "0", " 64"])
 def test_wrong_sizes_are_told(where):
   with pytest.raises(UserError) as e:
