@@ -351,6 +351,7 @@ def test_sampling_from_the_command_line(trained, hint_files, capsys):
   assert np.load(workdir / "samples.npz")["arr_0"].shape == (4, 8, 8, 1)
 
 
+@pytest.mark.slow
 def test_a_branch_of_a_unet_with_a_decoder_of_its_own(hint_files, tmp_path, capsys):
   base, workdir = tmp_path / "base", tmp_path / "branch"
   base.mkdir()
