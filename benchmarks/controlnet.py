@@ -129,15 +129,9 @@ def obeyed(
   def score(scale: float, hint_guidance: float) -> tuple[float, float]:
     config.sample.control_scale, config.sample.hint_guidance = (scale,), hint_guidance
     state, drawing = opened(steering.is_guided_by_hint(config.sample))
-    drawn = []
-    with reporting.progress(
-      num, desc=f"{workdir.name}, scale {scale:g}, hint guidance {hint_guidance:g}"
-    ) as bar:
-      for images in sample.draw_all(drawing, state, label, BATCH):
-        drawn.append(images)
-        bar.update(len(images))
-    every = np.concatenate(drawn)
-    return FIDELITY[hint](asked, reader(every)), judge(every, label)
+    way = f"{workdir.name}, scale {scale:g}, hint guidance {hint_guidance:g}"
+    images = sample.draw_shown(drawing, state, label, BATCH, way)
+    return FIDELITY[hint](asked, reader(images)), judge(images, label)
 
   return hint, ceiling, itertools.starmap(score, ways)
 

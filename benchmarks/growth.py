@@ -146,10 +146,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
   platform.configure()
   device, today = report.device()["device"], datetime.date.today().isoformat()
-  versions = ", ".join(f"{name} {version}" for name, version in report.versions().items())
-  print(f"{device}; {today}; {versions}; load before: {os.getloadavg()[0]:.2f}", flush=True)
+  versions = report.versions()
+  said = ", ".join(f"{name} {version}" for name, version in versions.items())
+  print(f"{device}; {today}; {said}; load before: {os.getloadavg()[0]:.2f}", flush=True)
   flags.out.mkdir(parents=True, exist_ok=True)
-  file, of = flags.out / "growth.json", {"device": device, "date": today, "versions": report.versions()}
+  file, of = flags.out / "growth.json", {"device": device, "date": today, "versions": versions}
   found = of | times(flags)
   file.write_text(json.dumps(found, indent=1) + "\n")  # minutes of measuring, before what else may fail
   found |= {"depth": memory(flags)}

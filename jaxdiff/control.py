@@ -17,7 +17,7 @@ import numpy as np
 from jaxdiff import configuration, data, distributed, optim, runs
 from jaxdiff.data import pixels
 from jaxdiff.errors import UserError
-from jaxdiff.hint_reader import make_reader, source_of
+from jaxdiff.hint_reader import make_reader, network_for, source_of
 from jaxdiff.models.controlnet import num_controls
 from jaxdiff.types import Array, Cond, PyTree
 
@@ -159,11 +159,10 @@ def _of_files(config: Any, hint: str) -> list[np.ndarray]:
   """The hints of the files that `hint` names, u8[S,S,Ch] each: maps, or found in images as in those that are drawn."""
   files, is_map = _files(hint), config.sample.hint_is_map
   reader = None if is_map else make_reader(config)
-  if reader is None and not is_map:
-    kind = config.data.hint.partition("(")[0]
+  if not (is_map or reader):
     raise UserError(
       f"{hint!r} (config.sample.hint) is an image, and this branch follows maps that nothing finds in one. Give a ready map, "
-      f"--config.sample.hint_is_map=True, or a network that makes them: --config.control.reader='{kind}(onnx=\"FILE\")'."
+      f"--config.sample.hint_is_map=True, or a network that makes them: {network_for(config)}."
     )
   return [data.read_hint(str(path), config.data, is_map, reader) for path in files]
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdiff import control
-from jaxdiff.hint_reader import make_reader
+from jaxdiff.hint_reader import make_reader, network_for
 from jaxdiff.scores.fidelity import FIDELITY
 from jaxdiff.tasks.controlnet import parse_hint
 
@@ -53,10 +53,9 @@ def warn_if_blind(config: Any) -> None:
   """Logs a warning where a branch's pictures cannot be scored, as their hints cannot be found in images."""
   if config.task == "controlnet" and make_reader(config) is None:
     logger.warning(
-      "How well pictures obey is not measured: nothing finds the hint %r in an image. Give a network that does, as "
-      "--config.control.reader='%s(onnx=\"FILE\", scaling=unit)'.",
+      "How well pictures obey is not measured: nothing finds the hint %r in an image. Give a network that does, as %s.",
       config.data.hint,
-      parse_hint(config.data.hint).name,
+      network_for(config),
     )
 
 

@@ -34,10 +34,9 @@ def make_reader(config: Any) -> Reader | None:
     )
   detect = lambda images: np.stack([hints.detect(hint, image) for image in images])
   if hint.arguments.get("onnx"):
+    # What is wrong with a network is told now, not after minutes of work.
     view = transforms.view(config.data, train=False)
-    detect(
-      np.zeros((1, view.size, view.size, view.channels), np.uint8)
-    )  # told now, not after minutes of work
+    detect(np.zeros((1, view.size, view.size, view.channels), np.uint8))
     return detect
   if config.control.reader or hint.name not in OF_SOURCES:
     return detect
@@ -59,6 +58,11 @@ def _reader_of_source(config: Any, hint: Hint, detect: Reader) -> Reader | None:
     )
   are_maps = hint.name == "depth" or hint.name in source[0].get("maps", {})
   return None if are_maps else detect
+
+
+def network_for(config: Any) -> str:
+  """What to write to have a network find the hints of config.data.hint."""
+  return f"--config.control.reader='{parse_hint(config.data.hint).name}(onnx=\"FILE\", scaling=unit)'"
 
 
 def source_of(config: Any, split: str) -> data.Source:

@@ -70,6 +70,18 @@ def draw_all(
     yield draw(state, index, label[index % len(label)])[: len(label) - start]
 
 
+def draw_shown(
+  draw: Draw, state: Any, label: np.ndarray, batch_size: int, desc: str, stop: StopRequest | None = None
+) -> np.ndarray:
+  """All images of draw_all, u8[N,H,W,C], with a progress bar named `desc`.  Raises Stopped as draw_all."""
+  images = []
+  with reporting.progress(total=len(label), desc=desc) as bar:
+    for drawn in draw_all(draw, state, label, batch_size, stop):
+      images.append(drawn)
+      bar.update(len(drawn))
+  return np.concatenate(images)
+
+
 def run(config: Any, workdir: Path, stop: StopRequest) -> None:
   """`--mode sample`: draws config.sample.num images with the newest checkpoint of a workdir.
 
@@ -86,14 +98,11 @@ def run(config: Any, workdir: Path, stop: StopRequest) -> None:
   folder = Path(s.folder).expanduser() if s.folder else workdir
   distributed.by_first(lambda: stores.make_writable(folder, "Give another with --config.sample.folder=DIR."))
   distributed.check_shared(folder)
-  label, look, images = labels(config, s.num), fidelity.make(config), []
-  with reporting.progress(total=s.num, desc="sample") as bar:
-    for drawn in draw_all(make_draw(config, task, strategy.place_rows), state, label, batch_size, stop):
-      images.append(drawn)
-      bar.update(len(drawn))
+  label, look = labels(config, s.num), fidelity.make(config)
+  draw = make_draw(config, task, strategy.place_rows)
+  every, number = draw_shown(draw, state, label, batch_size, "sample", stop), np.arange(s.num)
   if not distributed.is_first():
     return
-  every, number = np.concatenate(images), np.arange(s.num)
   pictures.save_npz(folder / "samples.npz", every, label)
   seen = look(every, number)
   save_grid(folder / "samples.png", seen.tiles(MAX_TILES), label, names)

@@ -38,8 +38,9 @@ def read_hint(
 ) -> np.ndarray:
   """A file as the hint that config.data.hint describes, without augmentation: uint8[S,S,Ch].
 
-  An image, of any size, in which the hint is found, by `find` (u8[N,S,S,C] -> u8[N,S,S,Ch]) or as config.data.hint says; or with `is_map` a hint that is ready: a drawing of any size for a
-  scribble, else a map of the model's size: edges or lines, labels or colours, depths.
+  An image, of any size, in which the hint is found, by `find` (u8[N,S,S,C] -> u8[N,S,S,Ch]) or as config.data.hint says; or with
+  `is_map` a hint that is ready: a drawing of any size for a scribble, else a map of the model's size: edges or lines, labels or
+  colours, depths.
   Raises UserError for a file that cannot be read or does not suit, and a hint in which there is nothing to follow.
   """
   hint = hinted.asked(data, train=False)

@@ -37,9 +37,7 @@ def _drawn(found: np.ndarray) -> np.ndarray:
     found = (found >> 8).astype(np.uint8)
   if found.dtype != np.uint8 or found.shape[-1] not in (1, 3):
     raise ValueError(f"it is {found.dtype}{list(found.shape)}, not gray")
-  if (found != found[..., :1]).any():
-    raise ValueError("it is coloured; a map of edges, lines or strokes is gray, white on black")
-  return found[..., :1]
+  return _gray(found, "a map of edges, lines or strokes is gray, white on black")
 
 
 def _labelled(found: np.ndarray) -> np.ndarray:
@@ -55,8 +53,13 @@ def _labelled(found: np.ndarray) -> np.ndarray:
 def _deep(found: np.ndarray) -> np.ndarray:
   if found.dtype not in (np.uint8, np.uint16):
     raise ValueError(f"it is {found.dtype}; use 8 or 16 bits")
+  return _gray(found, "a depth map is gray, of 8 or 16 bits")
+
+
+def _gray(found: np.ndarray, instead: str) -> np.ndarray:
+  """The one channel [H,W,1] of a map whose channels are alike."""
   if (found != found[..., :1]).any():
-    raise ValueError("it is coloured; a depth map is gray, of 8 or 16 bits")
+    raise ValueError(f"it is coloured; {instead}")
   return found[..., :1]
 
 
