@@ -71,16 +71,14 @@ class Window:
     self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
 
   def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-    """Adds the metrics of one step. They stay on the device; their copy to the host is only asked for.
+    """Adds the metrics of one step, which stay on the device.
 
     Waits for the step RUN_AHEAD before this one, so that a stop does not have hundreds of steps queued before it.
     """
-    for value in metrics.values():
-      if isinstance(value, jax.Array):
-        value.copy_to_host_async()
     self._pending.append((step, metrics))
     if len(self._pending) > RUN_AHEAD:
-      jax.block_until_ready(self._pending[-1 - RUN_AHEAD][1])
+      # One of them is enough, as a program's results are ready together.
+      jax.block_until_ready(next(iter(self._pending[-1 - RUN_AHEAD][1].values())))
 
   def is_over(self) -> bool:
     """Whether the device has done all that was pushed. Does not wait."""

@@ -103,6 +103,14 @@ def test_pmap_on_one_device_is_bit_equal_to_mesh_on_one(one_device):
     assert (np.asarray(got) == np.asarray(want)).all()
 
 
+def test_a_cpus_step_takes_the_hosts_arrays_as_they_are_and_several_devices_a_share_each():
+  batch = batch_of(0)
+  alone, shared = (parallel.mesh(CONFIG.parallel, 8, jax.devices()[:devices]) for devices in (1, 2))
+  assert alone.place_batch(batch) is batch
+  placed = shared.place_batch(batch)
+  assert [part.data.shape for part in placed["image"].addressable_shards] == [(4, 8, 8, 1)] * 2
+
+
 def test_pmap_fetches_from_one_device_alone():
   """Through all of them it takes a collective for each leaf, and those can lock each other out."""
   strategy = parallel.pmap(None, 8, jax.devices()[:4])
