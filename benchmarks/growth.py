@@ -1,6 +1,6 @@
 """How a train step grows: its time with the tokens of an image and with the batch, its memory with the network's depth.
 
-python -m benchmarks.growth [--quick] [--out growth] [--width 384] [--tokens 64,256,1024,4096] [--batches 1,2,4,8,16]
+python -m benchmarks.growth [--quick] [--out growth] [--width 384] [--tokens 64,256,1024,4096] [--batches 1,2,4,8,16,32]
 
 Writes growth.json and growth.png there.  A DiT's real train step on this machine's first device, one axis at a time; the fastest
 of a few steps.  FLOPs are those of the formula in benchmarks/suite/flops.py: where time grows faster than they do, the device does
@@ -83,8 +83,8 @@ def planned(width: int, tokens: int, depths: Sequence[int]) -> dict[str, dict[in
 
 def times(flags: argparse.Namespace) -> dict[str, dict[int, Point]]:
   """The curves of time, each {x: point}; prints a line for each point."""
-  steps, tokens = 1 if flags.quick else 5, numbers(flags.tokens)
-  points = {"tokens": [(n, 1) for n in tokens], "batch": [(tokens[0], n) for n in numbers(flags.batches)]}
+  steps, tokens = 1 if flags.quick else 5, flags.tokens
+  points = {"tokens": [(n, 1) for n in tokens], "batch": [(tokens[0], n) for n in flags.batches]}
   found: dict[str, dict[int, Point]] = {axis: {} for axis in points}
   for axis, sizes in points.items():
     for size in sizes:
@@ -99,7 +99,7 @@ def times(flags: argparse.Namespace) -> dict[str, dict[int, Point]]:
 def memory(flags: argparse.Namespace) -> dict[str, dict[int, Point]]:
   """The curves of memory, each {blocks: point}; prints a line for each curve."""
   with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
-    found = other.submit(planned, flags.width, numbers(flags.tokens)[-1], numbers(flags.depths)).result()
+    found = other.submit(planned, flags.width, flags.tokens[-1], flags.depths).result()
   for name, curve in found.items():
     told = (f"{n} blocks {point['bytes'] / 2**20:,.0f} MiB" for n, point in curve.items())
     print(f"{name}: {', '.join(told)}", flush=True)
@@ -107,6 +107,7 @@ def memory(flags: argparse.Namespace) -> dict[str, dict[int, Point]]:
 
 
 def numbers(text: str) -> list[int]:
+  """For argparse: 64,256."""
   return [int(part) for part in text.split(",")]
 
 
@@ -164,9 +165,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--out", type=Path, default=Path("growth"), help="folder")
   parser.add_argument("--width", type=int, default=384)
   parser.add_argument("--depth", type=int, default=4, help="blocks, where time is measured")
-  parser.add_argument("--tokens", default="64,256,1024,4096", help="of an image, at batch 1")
-  parser.add_argument("--batches", default="1,2,4,8,16,32", help="at the first number of tokens")
-  parser.add_argument("--depths", default="2,4,8,12", help="at the last number of tokens, batch 1")
+  parser.add_argument("--tokens", type=numbers, default="64,256,1024,4096", help="of an image, at batch 1")
+  parser.add_argument(
+    "--batches", type=numbers, default="1,2,4,8,16,32", help="at the first number of tokens"
+  )
+  parser.add_argument(
+    "--depths", type=numbers, default="2,4,8,12", help="at the last number of tokens, batch 1"
+  )
   parser.add_argument("--quick", action="store_true", help="one step each")
   return parser.parse_args(arguments)
 

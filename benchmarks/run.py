@@ -30,35 +30,38 @@ def main() -> int:
   if unknown:
     raise SystemExit(f"no case {unknown[0]!r} in the suite {flags.suite}. Known: {', '.join(cases)}.")
   if flags.worker:
-    return work(cases[flags.only[0]]._replace(changes=tuple(flags.set)), flags.worker)
+    return work(flags.suite, cases[flags.only[0]]._replace(changes=tuple(flags.set)), flags.worker)
   if flags.list:
     print("\n".join(cases))
     return 0
+  known = {rival for name in flags.only or cases for rival in (*cases[name].rivals, *measure.SELVES)}
+  if strangers := [rival for rival in flags.rival if rival not in known]:
+    raise SystemExit(f"no rival {strangers[0]!r} of these cases. Known: {', '.join(sorted(known))}.")
   chosen = runnable({name: cases[name] for name in flags.only or cases})
   stay = flags.suite == "cpu"
   rounds = 2 if flags.quick else max(2 if stay else 1, flags.rounds or (7 if stay else 3))
   plan = measure.Plan(flags.suite, rounds, stay, tuple(flags.set), tuple(flags.rival), flags.batch)
   print(f"load of the machine before: {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores", flush=True)
   print("\n".join(report.head()), flush=True)
-  command = f"python -m benchmarks.run --suite {flags.suite}" + (
-    f" --rounds {flags.rounds}" if flags.rounds else ""
-  )
+  rounds_said = f" --rounds {flags.rounds}" if flags.rounds else ""
   prints_only = flags.quick or flags.set or flags.rival or flags.batch
-  failed, kept_of = False, ""
+  failed, kept_of, found = False, "", dict[str, Any]()
   for name, case in chosen.items():
     measured = measure.take_turns(plan, name)
     if measure.OURS not in measured.facts:
       print(f"{name}: jaxdiff does not run here: {measured.absent[measure.OURS]}", flush=True)
       failed = True
       continue
-    found = {name: report.summary(case, measured)}
+    found[name] = report.summary(case, measured)
     print(
       "\n".join([report.row(name, found[name]), *report.remarks(name, found[name], case, found)]), flush=True
     )
     facts = measured.facts[measure.OURS]
     if not prints_only and (facts["platform"] == "cpu") == (flags.suite == "cpu"):
       kept_of = facts["device"]
-      report.keep(flags.suite, kept_of, found, command, cases)
+      only = f" --only {name}" if flags.only else ""
+      command = f"python -m benchmarks.run --suite {flags.suite}{only}{rounds_said}"
+      report.keep(flags.suite, kept_of, {name: found[name]}, command, cases)
   if kept_of and report.shown_in_page(flags.suite) != kept_of:
     print(
       f"{report.PAGE.name} has the table of another device: this one's results are in {report.path_of(kept_of)} alone."
@@ -81,23 +84,43 @@ def runnable(cases: dict[str, Case]) -> dict[str, Case]:
   return kept
 
 
-def work(case: Case, contestant: str) -> int:
+def work(suite: str, case: Case, contestant: str) -> int:
   """A worker: what it says goes where its standard output went, and nothing else does."""
-  if contestant == measure.OURS:
+  if is_ours(contestant):
     from jaxdiff import platform
 
     platform.with_huge_pages()
   out = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)
-  runner = contest(case, contestant)
-  measure.serve(runner, case.runs, out)
+  if suite == "gpu" and not finds_accelerator(contestant):
+    raise SystemExit(f"{contestant} finds no GPU here")
+  measure.serve(contest(case, contestant), case.runs, out)
   return 0
+
+
+def is_ours(contestant: str) -> bool:
+  """Whether it is jaxdiff, as it is or with other settings of its process."""
+  return contestant in (measure.OURS, *measure.SELVES)
+
+
+def finds_accelerator(contestant: str) -> bool:
+  """Whether a contestant's framework would compute on a GPU here: full sizes of the suite gpu are not for a CPU."""
+  if is_ours(contestant):
+    from jaxdiff import platform
+
+    platform.configure()
+    import jax
+
+    return jax.default_backend() != "cpu"
+  import torch
+
+  return torch.cuda.is_available()
 
 
 def contest(case: Case, contestant: str) -> Any:
   """The Runner of a contestant, in this process."""
   wheels.stand_in()
-  if contestant != measure.OURS:
+  if not is_ours(contestant):
     from benchmarks.suite import rivals
 
     return rivals.make(case, contestant)
@@ -110,19 +133,32 @@ def contest(case: Case, contestant: str) -> Any:
   return runner._replace(facts=runner.facts | report.device())
 
 
+def positive(text: str) -> int:
+  """A number of 1 or more, for argparse."""
+  if not text.isdigit() or not int(text):
+    raise argparse.ArgumentTypeError(f"{text} is no number of 1 or more")
+  return int(text)
+
+
 def parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--suite", choices=SUITES, required=True)
   parser.add_argument("--only", action="append", metavar="NAME", help="only this case (may be repeated)")
-  parser.add_argument("--rounds", type=int, help="by default 7, on a GPU 3 of 5 measurements each")
+  parser.add_argument("--rounds", type=positive, help="by default 7, on a GPU 3 of 5 measurements each")
   parser.add_argument("--quick", action="store_true", help="2 rounds, and it only prints")
   parser.add_argument(
     "--set", action="append", default=[], metavar="KEY=VALUE", help="of our config, as model.remat=full"
   )
   parser.add_argument(
-    "--rival", action="append", default=[], metavar="NAME", help="only against this one (may be repeated)"
+    "--rival",
+    action="append",
+    default=[],
+    metavar="NAME",
+    help=f"only against this one (may be repeated): one of the case's, or ours as {' or '.join(measure.SELVES)}",
   )
-  parser.add_argument("--batch", type=int, default=0, metavar="N", help="images a batch, for all contestants")
+  parser.add_argument(
+    "--batch", type=positive, default=0, metavar="N", help="images a batch, for all contestants"
+  )
   parser.add_argument("--list", action="store_true", help="the names of the suite's cases")
   parser.add_argument("--worker", help=argparse.SUPPRESS)
   return parser.parse_args()

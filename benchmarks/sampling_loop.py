@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.suite.cases import DIGITS, TINY
-from benchmarks.suite.measure import PAUSE, WARMUP, ratios
+from benchmarks.suite.measure import PAUSE, ratios
 
 MODEL: dict[str, Any] = DIGITS | TINY
 SIDE, SCALE = 8, 2.0
+WARMUP = 3  # drawings that do not count
 TOLERANCE = 1e-3  # between images, whose values are of order 1
 Draw = Callable[[], np.ndarray]
 

@@ -55,3 +55,8 @@ def traced(step: Step, profile: Any, workdir: Path, start: int) -> Iterator[Step
       return out
 
     yield step_and_trace
+  if number < first:
+    logger.warning(
+      "No step was traced: the run ended after %d of the %d steps that config.profile.after lets pass first.",
+      number - start, profile.after,
+    )  # fmt: skip

@@ -5,6 +5,7 @@ No times are asserted.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import pytest
 
 from benchmarks import growth, run
 from benchmarks.suite import cases, flops, measure, report, wheels
+from jaxdiff import platform
 from jaxdiff.flops import counted
 from jaxdiff.models import dit
 
@@ -145,6 +147,7 @@ def test_a_difference_is_explained():
 
 
 CONTESTANT = """
+import os
 import sys
 from benchmarks.suite import measure
 from benchmarks.suite.runner import Runner
@@ -158,7 +161,8 @@ def run():
   return {}
 
 measure.WARM = 0.0
-measure.serve(Runner(run, {"name": name}, memory=lambda: 7), 1, sys.stdout)
+facts = {"name": name, "environment": {key: os.environ.get(key) for key in ("GLIBC_TUNABLES", "XLA_FLAGS")}}
+measure.serve(Runner(run, facts, memory=lambda: 7), 1, sys.stdout)
 """
 
 
@@ -169,11 +173,68 @@ def test_contestants_take_turns_and_one_that_dies_is_left_out_with_its_reason(st
   plan = measure.Plan("cpu", 3, stay, rivals=("torch", "diffusers"))
   facts, rows, absent = measure.take_turns(plan, "dit_s4_train")
   assert absent == {"diffusers": "the machine is on fire"}
-  assert facts == {"jaxdiff": {"name": "jaxdiff"}, "torch": {"name": "torch"}}
+  assert {name: said["name"] for name, said in facts.items()} == {"jaxdiff": "jaxdiff", "torch": "torch"}
   assert {name: len(taken) for name, taken in rows.items()} == dict.fromkeys(
     facts, 3 if stay else 3 * measure.IN_A_ROW
   )
   assert all(row["memory"] == 7 and row["seconds"] > 0 for taken in rows.values() for row in taken)
+
+
+def test_ours_without_a_setting_of_its_process_is_a_rival_where_asked_for(monkeypatch):
+  monkeypatch.setattr(measure, "PAUSE", 0.0)
+  monkeypatch.setattr(measure, "command", lambda plan, case, name: [sys.executable, "-c", CONTESTANT, name])
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
+  monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+  plan = measure.Plan("cpu", 2, True, rivals=("small_pages", "ynnpack"))
+  facts = measure.take_turns(plan, "loop").facts
+  given = {name: said["environment"] for name, said in facts.items()}
+  assert given["jaxdiff"] == {"GLIBC_TUNABLES": None, "XLA_FLAGS": None}
+  assert given["small_pages"] == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0", "XLA_FLAGS": None}
+  assert given["ynnpack"]["XLA_FLAGS"].startswith(f"{platform.FUSION_FLAG}=")
+  assert all(run.is_ours(name) for name in facts) and not run.is_ours("torch")
+
+
+@pytest.mark.parametrize(
+  "module", sorted((report.ROOT / "benchmarks").glob("[a-z]*.py")), ids=lambda path: path.stem
+)
+def test_every_benchmark_can_be_imported(module):
+  importlib.import_module(f"benchmarks.{module.stem}")
+
+
+@pytest.mark.slow
+def test_the_suite_prints_a_row_with_every_rival_that_is_asked_for():
+  """The command as users give it, with its processes."""
+  pytest.importorskip("torch")
+  asked = ["--quick", "--rival", "torch", "--rival", "torch.compile", "--rival", "small_pages"]
+  command = [sys.executable, "-m", "benchmarks.run", "--suite", "cpu", "--only", "nano_sample_1", *asked]
+  said = subprocess.run(
+    command, cwd=report.ROOT, capture_output=True, text=True, timeout=600, check=True
+  ).stdout
+  (row,) = [line for line in said.splitlines() if line.startswith("| nano_sample_1")]
+  spread = r"[0-9.]+ \([0-9.]+ to [0-9.]+\)"
+  assert re.search(rf"\| {spread} \| {spread} \|  \| small_pages {spread} \|$", row), said
+
+
+def test_sizes_for_gpus_do_not_begin_on_a_cpu(monkeypatch):
+  monkeypatch.setattr(run, "contest", lambda *args: pytest.fail("it began"))
+  monkeypatch.setattr(os, "dup2", lambda *args: None)
+  for contestant in (measure.OURS, "torch") if not wheels.missing(["torch"]) else (measure.OURS,):
+    with pytest.raises(SystemExit, match=f"{contestant} finds no GPU here"):
+      run.work("gpu", cases.GPU["dit_xl2_train"], contestant)
+
+
+@pytest.mark.parametrize("flag", [("--rounds", "0"), ("--batch=-3",), ("--batch", "many")])
+def test_numbers_below_one_are_refused(flag, monkeypatch, capsys):
+  monkeypatch.setattr(sys, "argv", ["run", "--suite", "cpu", *flag])
+  with pytest.raises(SystemExit):
+    run.main()
+  assert f"{flag[-1].removeprefix('--batch=')} is no number of 1 or more" in capsys.readouterr().err
+
+
+def test_an_unknown_rival_is_refused(monkeypatch):
+  monkeypatch.setattr(sys, "argv", ["run", "--suite", "cpu", "--rival", "tensorflow"])
+  with pytest.raises(SystemExit, match=r"no rival 'tensorflow' of these cases\. Known: .*small_pages.*torch"):
+    run.main()
 
 
 def test_a_case_keeps_the_command_and_the_versions_it_is_of(tmp_path, monkeypatch):
@@ -216,7 +277,7 @@ def test_what_is_not_the_whole_of_a_case_on_its_machine_is_only_printed(
 
 
 FIGURES = {
-  "date": "2026-01-02", "batch_size": 4, "images_per_s": 8.0, "seconds": {"jaxdiff": [0.5, 0.4, 0.6]},
+  "date": "2026-01-02", "rounds": 7, "batch_size": 4, "images_per_s": 8.0, "seconds": {"jaxdiff": [0.5, 0.4, 0.6]},
   "ratios": {"torch": [1.25, 1.0, 1.5]}, "absent": {"torch.compile": "no compiler"}, "facts": {"jaxdiff": {"compile_s": 2.0}},
   "memory": {"jaxdiff": 2**30}, "flops_formula": 1e9, "flops_compiled": 1.2e9, "flops_differ": "as said", "mfu": 0.5,
 }  # fmt: skip

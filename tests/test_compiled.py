@@ -69,7 +69,7 @@ def compilations():
 
 
 def test_what_a_run_compiles_does_not_grow_with_its_steps(tmp_path):
-  """A run of 12 steps with 4 pictures of the samples and 6 checkpoints compiles 6 programs, and has room for as many more.
+  """A run of 12 steps with 4 pictures of the samples and 6 checkpoints compiles 6 programs; there is room for two more.
 
   The step once; drawing twice, for samples and for the way from noise to image.  Orbax's slices do not count: it compiles one
   for each leaf that several devices hold, at the first save.
@@ -82,4 +82,4 @@ def test_what_a_run_compiles_does_not_grow_with_its_steps(tmp_path):
     return sum(number for program, number in of_ours.items() if name in program)
 
   assert (times("train_step"), times("solve"), times("initial_state")) == (1, 2, 1), of_ours
-  assert sum(of_ours.values()) <= 12, of_ours
+  assert sum(of_ours.values()) <= 8, of_ours

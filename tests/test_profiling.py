@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import types
 
 import jax
@@ -51,6 +52,14 @@ def test_a_run_that_stops_in_between_leaves_what_it_has(tmp_path):
   with profiling.traced(step, asked(steps=50, folder=tmp_path / "here"), tmp_path, start=0) as traced:
     take(traced, 3)
   assert steps_of(tmp_path / "here") == [1, 2, 3]
+
+
+def test_a_run_too_short_for_a_trace_says_so(tmp_path, caplog):
+  caplog.set_level(logging.WARNING, "jaxdiff")
+  with profiling.traced(step, asked(steps=2, after=3), tmp_path, start=100) as traced:
+    take(traced, 3)
+  assert "No step was traced: the run ended after 3 of the 3 steps" in caplog.text
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_run_traces_its_steps(tmp_path):

@@ -79,19 +79,22 @@ def dit(size: dict[str, Any], patch_size: int) -> dict[str, Any]:
   return LATENTS | size | {"patch_size": patch_size}
 
 
-S4, S2 = dit(SMALL, 4), dit(SMALL, 2)
+S4, S2, B2 = dit(SMALL, 4), dit(SMALL, 2), dit(BASE, 2)
 _train = functools.partial(Case, "train")
 _sample = functools.partial(Case, "sample", steps=50)
 
 # Around what two cores can do.
 CPU = {
   "dit_s4_train": _train(S4, 32, 16, runs=3),
+  "dit_s2_train": _train(S2, 32, 4, runs=3),
+  "dit_b2_train": _train(B2, 32, 2, runs=2),
   "unet_train": _train(UNET, 32, 8, runs=8),
   "tiny_train": _train(DIGITS | TINY, 8, 64, runs=30, why=NARROW),
   "control_train": Case("control", S4, 32, 8, rivals=OWN, runs=3),
   "distill_train": Case("distill", S4, 32, 8, rivals=OWN, runs=3),
   "dit_s4_sample_1": _sample(S4, 32, 1),
   "dit_s4_sample_4": _sample(S4, 32, 4),
+  "dit_s2_sample_1": _sample(S2, 32, 1),
   "unet_sample_1": _sample(UNET, 32, 1),
   "nano_sample_1": _sample(DIGITS | NANO, 8, 1, runs=20, why=NARROW),
   "nano_sample_16": _sample(DIGITS | NANO, 8, 16, runs=5, why=NARROW),
@@ -104,15 +107,15 @@ CPU = {
 
 _train_bf16 = functools.partial(_train, dtype="bfloat16")
 _sample_bf16 = functools.partial(_sample, dtype="bfloat16")
-SIZES = {"s4": S4, "s2": S2, "b2": dit(BASE, 2), "l2": dit(LARGE, 2), "xl2": dit(XLARGE, 2)}
+SIZES = {"s4": S4, "s2": S2, "b2": B2, "l2": dit(LARGE, 2), "xl2": dit(XLARGE, 2)}
 
 # Compute in bfloat16, parameters and their optimizer in float32, for all contestants.
 GPU = {
   **{f"dit_{name}_train": _train_bf16(model, 32, 256, runs=5) for name, model in SIZES.items()},
   "unet_train": _train_bf16(UNET, 32, 256, runs=5),
   "adm64_train": _train_bf16(ADM, 64, 64, runs=5),
-  "control_train": Case("control", SIZES["b2"], 32, 256, dtype="bfloat16", rivals=OWN, runs=5),
-  "distill_train": Case("distill", SIZES["b2"], 32, 256, dtype="bfloat16", rivals=OWN, runs=5),
+  "control_train": Case("control", B2, 32, 256, dtype="bfloat16", rivals=OWN, runs=5),
+  "distill_train": Case("distill", B2, 32, 256, dtype="bfloat16", rivals=OWN, runs=5),
   **{f"dit_{name}_sample": _sample_bf16(model, 32, 64) for name, model in SIZES.items()},
   "unet_sample": _sample_bf16(UNET, 32, 64),
   "adm64_sample": _sample_bf16(ADM, 64, 64),

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from benchmarks.suite.cases import Case
 
 TOLERANCE = 0.05
+EXPLAINED = 0.15  # what a case's `why` may be the reason of
 
 
 class Product(NamedTuple):
@@ -180,4 +181,6 @@ def difference(formula: float, compiled: float | None, lowered: float | None, wh
     return "what the compiler hands to libraries it does not count; before optimisation the two agree"
   if compiled is None:
     return "this compiler does not count"
-  return why or f"not explained: the compiler counts {compiled / formula:.2f} times the formula"
+  if why and abs(compiled / formula - 1) <= EXPLAINED:
+    return why
+  return f"not explained: the compiler counts {compiled / formula:.2f} times the formula"

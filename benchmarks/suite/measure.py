@@ -22,6 +22,11 @@ from benchmarks.suite.runner import Runner
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OURS = "jaxdiff"
+# Ours without what jaxdiff.platform sets before JAX starts: rivals of any case, where they are asked for.
+SELVES = {
+  "small_pages": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"},
+  "ynnpack": {"XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type=+individual_convolution,+individual_dot"},
+}
 PAUSE = 0.3  # seconds, for the threads of the one that ran to go to sleep
 SHORT = 2.0  # seconds of a run, before which there are more that do not count
 WARM = 0.5  # seconds that those take, at least
@@ -39,7 +44,7 @@ class Plan(NamedTuple):
   # whether all stay: on an accelerator they would not fit into its memory side by side, and each round starts them anew
   stay: bool
   changes: tuple[str, ...] = ()  # of our config, as model.remat=full
-  rivals: tuple[str, ...] = ()  # of those that a case has, these; none: all
+  rivals: tuple[str, ...] = ()  # of those that a case has and SELVES, these; none: all that it has
   batch: int = 0  # images a batch, for all contestants; 0: the case's
 
 
@@ -64,7 +69,7 @@ class Worker:
     self._process = subprocess.Popen(
       command(plan, case, name),
       cwd=ROOT,
-      env=dict(env),
+      env={**env, **SELVES.get(name, {})},
       text=True,
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
@@ -135,13 +140,15 @@ def serve(runner: Runner, runs: int, out: Any) -> None:
 
 def command(plan: Plan, case: str, name: str) -> list[str]:
   """What runs a contestant."""
-  worker = ["--suite", plan.suite, "--only", case, "--batch", str(plan.batch), "--worker", name]
-  return [sys.executable, "-m", "benchmarks.run", *worker, *(f"--set={change}" for change in plan.changes)]
+  worker = ["--suite", plan.suite, "--only", case, "--worker", name]
+  asked = [f"--set={change}" for change in plan.changes] + [f"--batch={plan.batch}"] * bool(plan.batch)
+  return [sys.executable, "-m", "benchmarks.run", *worker, *asked]
 
 
 def take_turns(plan: Plan, name: str) -> Measured:
   """Measures a case, round by round."""
-  contestants = (OURS, *(r for r in SUITES[plan.suite][name].rivals if not plan.rivals or r in plan.rivals))
+  rivals = SUITES[plan.suite][name].rivals
+  contestants = (OURS, *(rivals if not plan.rivals else (r for r in (*rivals, *SELVES) if r in plan.rivals)))
   measured = Measured({}, {}, {})
   with tempfile.TemporaryDirectory(prefix="jaxdiff-suite-") as cache:
     env = environment(plan, cache)
@@ -155,11 +162,13 @@ def take_turns(plan: Plan, name: str) -> Measured:
 def environment(plan: Plan, cache: str) -> dict[str, str]:
   """The variables of the workers: JAX takes memory as it needs it, and on a CPU looks for nothing else."""
   env = dict(os.environ, XLA_PYTHON_CLIENT_PREALLOCATE="false")
-  env.pop("JAX_COMPILATION_CACHE_DIR", None)  # compile seconds are those of a first time
+  # Compile seconds are those of a first time, or of this run's first start.
+  env.pop("JAX_COMPILATION_CACHE_DIR", None)
+  env["TORCHINDUCTOR_CACHE_DIR"] = f"{cache}/inductor"
   if plan.suite == "cpu":
     return env | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
   if not plan.stay:
-    env |= {"JAX_COMPILATION_CACHE_DIR": cache, "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor"}
+    env["JAX_COMPILATION_CACHE_DIR"] = cache
   return env
 
 

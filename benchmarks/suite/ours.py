@@ -32,7 +32,9 @@ from jaxdiff.train_step import TrainStep, make_train_step
 from jaxdiff.types import Cond
 
 GUIDANCE = 2.0
-WINDOW = 100  # steps of a run that are timed together
+WINDOW = (
+  50  # steps of a run that are timed together, after which it reports: config.train.log_every's default
+)
 MATMULS = {"cpu": ((1024, 1), (2048, 1)), "gpu": ((4096, 20), (8192, 20))}  # (size, how many in a row)
 PICTURES, PICTURE_SIZE, BATCHES = 512, 80, 24  # of the folder that is read; how many batches in a row
 
@@ -229,6 +231,7 @@ def loop(case: Case) -> Runner:
   c.train.log_every, c.train.sample_every, c.train.checkpoint_every = 10**9, window, 10**9
   c.parallel.fsdp = 1
   step, state, batch, facts = compiled_step(case)
+  batch = jax.device_put(batch)
   alone: list[float] = []
 
   def show(given: Any, number: int, is_last: bool = False) -> Any:

@@ -26,7 +26,7 @@ HEAD = (
   "ms (quartiles)",
   "GFLOP: formula, compiler",
   "MFU",
-  "memory, MiB",
+  "memory, MiB: ours, torch",
   "compile, s",
   "torch",
   "torch.compile",
@@ -144,14 +144,23 @@ def table(result: Mapping[str, Any], order: Mapping[str, Case]) -> str:
   said = distinct(
     ", ".join(f"{name} {version}" for name, version in c["versions"].items()) for c in cases.values()
   )
-  commands = distinct(f"`{c['command']}`" for c in cases.values())
   when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-  lines = [f"{result['device']}; {when}; {'; '.join(said)}; {', '.join(commands)}.", "", *head()]
+  command = f"`python -m benchmarks.run --suite {result['suite']}`, {_rounds(cases)}"
+  lines = [f"{result['device']}; {when}; {'; '.join(said)}; {command}.", "", *head()]
   notes = []
   for name, found in cases.items():
     lines.append(row(name, found))
     notes += remarks(name, found, order[name], cases)
   return "\n".join([*lines, *([""] if notes else []), *(f"- {note}" for note in notes)])
+
+
+def _rounds(cases: Mapping[str, Any]) -> str:
+  """How often each case was measured: "7 rounds", or of those that had more or fewer "7 rounds (unet_train: 9)"."""
+  usual = statistics.mode(found["rounds"] for found in cases.values())
+  others = ", ".join(
+    f"{name}: {found['rounds']}" for name, found in cases.items() if found["rounds"] != usual
+  )
+  return f"{usual} rounds" + (f" ({others})" if others else "")
 
 
 def distinct(texts: Iterable[str]) -> list[str]:
@@ -165,12 +174,13 @@ def head() -> list[str]:
 def row(name: str, found: Mapping[str, Any]) -> str:
   """A line of the table."""
   named = dict(found["ratios"])
-  cells = [f"{name}, batch {found['batch_size']}", digits(found["images_per_s"])]
+  is_of_images = "loop_waits" not in found  # a checkpoint has none
+  cells = [f"{name}, batch {found['batch_size']}", digits(found["images_per_s"]) if is_of_images else ""]
   cells.append(spread([1000 * value for value in found["seconds"][OURS]]))
   cells += [_flops(found), f"{100 * found['mfu']:.0f}%" if "mfu" in found else ""]
   facts = found["facts"][OURS]
   cells += [
-    f"{found['memory'][OURS] / 2**20:,.0f}",
+    ", ".join(f"{found['memory'][who] / 2**20:,.0f}" for who in (OURS, "torch") if who in found["memory"]),
     digits(facts["compile_s"]) if "compile_s" in facts else "",
   ]
   for rival in ("torch", "torch.compile", "diffusers"):

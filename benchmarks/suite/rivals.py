@@ -39,7 +39,7 @@ def make(case: Case, name: str) -> Runner:
   torch.manual_seed(0)
   model, network = build(case, name)(case, device)
   compiled = torch.compile if name == "torch.compile" else lambda network: network
-  facts: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
+  facts: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters()), "device": device.type}
   if case.kind == "sample":
     run = sample(case, model.to(getattr(torch, case.dtype)).eval(), compiled(network), device)
   else:
