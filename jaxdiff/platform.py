@@ -17,10 +17,10 @@ from pathlib import Path
 
 import jax
 
-# XLA:CPU hands convolutions and small products of matrices to a library (YNNPACK) whose convolutions use one
-# thread; without it they go to Eigen, which uses all.
+# XLA:CPU hands convolutions and products of matrices to a library (YNNPACK) whose convolutions use one thread; without it
+# they go to Eigen, which uses all.  Products stay with the library.
 FUSION_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
-FUSION_TYPES = "-individual_convolution,-individual_dot"
+FUSION_TYPES = "-individual_convolution"
 FUSION_VERSIONS = (
   (0, 10, 2),
   (0, 13),

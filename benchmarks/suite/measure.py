@@ -25,7 +25,7 @@ OURS = "jaxdiff"
 # Ours without what jaxdiff.platform sets before JAX starts: rivals of any case, where they are asked for.
 SELVES = {
   "small_pages": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"},
-  "ynnpack": {"XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type=+individual_convolution,+individual_dot"},
+  "ynnpack": {"XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type=+individual_convolution"},
 }
 PAUSE = 0.3  # seconds, for the threads of the one that ran to go to sleep
 SHORT = 2.0  # seconds of a run, before which there are more that do not count
