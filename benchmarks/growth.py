@@ -14,10 +14,8 @@ are not here.  Blocks are in a loop there (config.model.scan): elsewhere XLA:CPU
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -149,13 +147,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
   from jaxdiff import platform
 
   platform.configure()
-  device, today = report.device()["device"], datetime.date.today().isoformat()
-  versions = report.versions()
-  said = ", ".join(f"{name} {version}" for name, version in versions.items())
-  print(f"{device}; {today}; {said}; load before: {os.getloadavg()[0]:.2f}", flush=True)
+  print(of := report.heading(), flush=True)
   flags.out.mkdir(parents=True, exist_ok=True)
-  file, of = flags.out / "growth.json", {"device": device, "date": today, "versions": versions}
-  found = of | times(flags)
+  file, found = flags.out / "growth.json", {"of": of} | times(flags)
   file.write_text(json.dumps(found, indent=1) + "\n")  # minutes of measuring, before what else may fail
   found |= {"depth": memory(flags)}
   file.write_text(json.dumps(found, indent=1) + "\n")

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import turns
+from benchmarks.suite import report
 
 PASSES = ("forward", "to the input", "to the weights")
 REPEATS = 20
@@ -138,6 +139,10 @@ def main() -> None:
   if flags.framework:
     print(json.dumps(rates(flags.framework)))
     return
+  from jaxdiff import platform
+
+  platform.configure()
+  print(report.heading(), flush=True)
   found: dict[str, list[list[list[float]]]] = {framework: [] for framework in MAKERS}
   for _ in range(flags.rounds):
     for framework, own in found.items():

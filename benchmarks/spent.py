@@ -1,11 +1,12 @@
-"""What a train step spends its time on, on a CPU: by pass and by kind of operation, and how busy it keeps the cores.
+"""What a DiT's train step spends its time on, on a CPU: by pass, and products of matrices or other operations; how busy the cores are.
 
 python -m benchmarks.spent --only dit_s4_train [--steps 8]
 
 Takes steps of a case of `benchmarks.run --suite cpu` under JAX's profiler.  An operation of the compiled program belongs to the forward or
-the backward pass or to the update (clipping, Adam, the average) by the name that JAX has given it, and is a product of matrices, a
-convolution or another one by what it holds.  The time of an operation is that between its begin and its end, on however many threads;
-some run beside each other, so what is told is their shares of all, and milliseconds of a step in this proportion.
+the backward pass or to the update (clipping, Adam, the average) by the name that JAX has given it, and is a product or not by what it holds.
+The time of an operation is that between its begin and its end, on however many threads; some run beside each other, so what is told is
+their shares of all, and milliseconds of a step in this proportion.  Not for UNets: Eigen's convolutions go on beside the operations that
+follow, which the profiler then counts as theirs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from benchmarks.suite import report
 from benchmarks.suite.cases import CPU
 
 PASSES = ("forward", "backward", "update")
-KINDS = ("products", "convolutions", "other")
+KINDS = ("products", "other")
+STEPS = ("train", "control", "distill")  # kinds of cases that have one
 AROUND = ("call", "while", "conditional")  # whose time is that of what they hold
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (?:\(.*?\)|\S+) ([\w-]+)\(")
 COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.-]+) .*\{$")
@@ -68,8 +70,6 @@ def _kind(line: str, held: Mapping[str, set[str]]) -> str:
   opcodes = {found[2]} if found else set()
   if called := _called(line):
     opcodes = set(_all_held(called, held))
-  if "convolution" in opcodes:
-    return "convolutions"
   return "products" if "dot" in opcodes else "other"
 
 
@@ -118,6 +118,7 @@ def main() -> None:
 
   from benchmarks.suite import ours
 
+  of = report.heading()
   step, state, batch, _ = ours.compiled_step(CPU[flags.only])
 
   def take(number: int) -> tuple[float, float]:
@@ -136,8 +137,7 @@ def main() -> None:
       take(flags.steps)
     found = shares(recorded(Path(folder)), groups(step.as_text()))
   milliseconds = 1000 * seconds / flags.steps
-  said = ", ".join(f"{name} {version}" for name, version in report.versions().items())
-  print(f"{flags.only}; {report.device()['device']}; {said}")
+  print(f"{flags.only}; {of}")
   print(table(found, milliseconds))
   cores = os.cpu_count() or 1
   print(f"{milliseconds:.0f} ms a step; {100 * threads / seconds / cores:.0f}% of {cores} cores' time.")
@@ -145,7 +145,7 @@ def main() -> None:
 
 def parse() -> Any:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  steps = [name for name, case in CPU.items() if case.kind in ("train", "control", "distill")]
+  steps = [name for name, case in CPU.items() if case.kind in STEPS and case.model["name"] == "dit"]
   parser.add_argument("--only", choices=steps, required=True, help="the case")
   parser.add_argument("--steps", type=int, default=8)
   return parser.parse_args()

@@ -10,21 +10,13 @@ from benchmarks import spent
 
 
 def test_operations_belong_to_a_pass_and_a_kind():
-  def step(weights, kernel, x):
-    def loss(weights, kernel):
-      image = jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-      )
-      return jnp.sum(jnp.tanh(image.reshape(-1, 64) @ weights) ** 2)
+  def step(weights, x):
+    grads = jax.grad(lambda weights: jnp.sum(jnp.tanh(x @ weights) ** 2))(weights)
+    return weights - 0.1 * grads
 
-    grads = jax.grad(loss, argnums=(0, 1))(weights, kernel)
-    return tuple(old - 0.1 * new for old, new in zip((weights, kernel), grads, strict=True))
-
-  args = jnp.ones((64, 64)), jnp.ones((3, 3, 8, 64)), jnp.ones((2, 16, 16, 8))
-  groups = spent.groups(jax.jit(step).lower(*args).compile().as_text())
-  found = set(groups.values())
-  expected = {(p, kind) for p in ("forward", "backward") for kind in ("products", "convolutions", "other")}
-  assert expected <= found and ("update", "other") in found
+  groups = spent.groups(jax.jit(step).lower(jnp.ones((64, 64)), jnp.ones((256, 64))).compile().as_text())
+  expected = {("forward", "products"), ("backward", "products"), ("update", "other")}
+  assert expected <= set(groups.values()), groups
 
 
 PROGRAM = """
@@ -48,12 +40,13 @@ def test_a_fusion_is_what_it_holds_and_what_stands_around_others_does_not_count(
   found = spent.shares({"fusion.2": 30.0, "tuple.4": 10.0, "call.3": 99.0, "unknown": 1.0}, groups)
   assert found == {("backward", "products"): 0.75, ("update", "other"): 0.25}
   rows = spent.table(found, 200.0).splitlines()
-  assert rows[3] == "| backward | 75%, 150 ms | 0%, 0 ms | 0%, 0 ms | 75%, 150 ms |"
-  assert rows[5] == "| all | 75%, 150 ms | 0%, 0 ms | 25%, 50 ms | 100%, 200 ms |"
+  assert rows[3] == "| backward | 75%, 150 ms | 0%, 0 ms | 75%, 150 ms |"
+  assert rows[5] == "| all | 75%, 150 ms | 25%, 50 ms | 100%, 200 ms |"
 
 
-def test_only_cases_with_a_step_can_be_asked_for(monkeypatch, capsys):
-  monkeypatch.setattr("sys.argv", ["spent", "--only", "data"])
+@pytest.mark.parametrize("case", ["data", "unet_train"])
+def test_only_steps_of_dits_can_be_asked_for(case, monkeypatch, capsys):
+  monkeypatch.setattr("sys.argv", ["spent", "--only", case])
   with pytest.raises(SystemExit):
     spent.main()
-  assert "invalid choice: 'data'" in capsys.readouterr().err
+  assert f"invalid choice: '{case}'" in capsys.readouterr().err

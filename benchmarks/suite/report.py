@@ -102,6 +102,13 @@ def versions() -> dict[str, str]:
   return found | ({"XLA_FLAGS": flags} if flags else {})
 
 
+def heading() -> str:
+  """What a measurement is of: the device, the date, versions, how busy the machine is."""
+  said = ", ".join(f"{name} {version}" for name, version in versions().items())
+  today, load = datetime.date.today().isoformat(), os.getloadavg()[0]
+  return f"{device()['device']}; {today}; {said}; load before: {load:.2f} on {os.cpu_count()} cores"
+
+
 def keep(
   suite: str,
   on: str,
