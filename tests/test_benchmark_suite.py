@@ -198,7 +198,12 @@ def test_ours_without_a_setting_of_its_process_is_a_rival_where_asked_for(monkey
   "module", sorted((report.ROOT / "benchmarks").glob("[a-z]*.py")), ids=lambda path: path.stem
 )
 def test_every_benchmark_can_be_imported(module):
-  importlib.import_module(f"benchmarks.{module.stem}")
+  try:
+    importlib.import_module(f"benchmarks.{module.stem}")
+  except ModuleNotFoundError as missing:
+    if missing.name not in ("torch", "diffusers"):
+      raise
+    pytest.skip(f"{missing.name} is not here")
 
 
 @pytest.mark.slow

@@ -32,9 +32,7 @@ from jaxdiff.train_step import TrainStep, make_train_step
 from jaxdiff.types import Cond
 
 GUIDANCE = 2.0
-WINDOW = (
-  50  # steps of a run that are timed together, after which it reports: config.train.log_every's default
-)
+WINDOW = 50  # steps of a run that are timed together, after which it reports, as by default
 MATMULS = {"cpu": ((1024, 1), (2048, 1)), "gpu": ((4096, 20), (8192, 20))}  # (size, how many in a row)
 PICTURES, PICTURE_SIZE, BATCHES = 512, 80, 24  # of the folder that is read; how many batches in a row
 
