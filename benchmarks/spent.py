@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.run import positive
 from benchmarks.suite import report
 from benchmarks.suite.cases import CPU
 
@@ -40,17 +41,17 @@ def groups(program: str) -> dict[str, Group]:
   held: dict[str, set[str]] = collections.defaultdict(
     set
   )  # computation -> what tells the kinds of its operations
-  lines: dict[str, str] = {}
+  found_at: dict[str, tuple[str, str]] = {}  # operation -> (its opcode, its line)
   within = ""
   for line in program.splitlines():
     if found := INSTRUCTION.match(line):
       name, opcode = found.groups()
       held[within].add(_called(line) if opcode == "fusion" else opcode)
       if opcode not in AROUND:
-        lines[name] = line
+        found_at[name] = opcode, line
     elif found := COMPUTATION.match(line):
       within = found[1]
-  return {name: (_pass(line), _kind(line, held)) for name, line in lines.items()}
+  return {name: (_pass(line), _kind(opcode, line, held)) for name, (opcode, line) in found_at.items()}
 
 
 def _called(line: str) -> str:
@@ -64,12 +65,10 @@ def _pass(line: str) -> str:
   return "backward" if "transpose(jvp" in name else "forward" if "jvp(" in name else "update"
 
 
-def _kind(line: str, held: Mapping[str, set[str]]) -> str:
+def _kind(opcode: str, line: str, held: Mapping[str, set[str]]) -> str:
   """By what an operation, or the computation that a fusion calls, holds."""
-  found = INSTRUCTION.match(line)
-  opcodes = {found[2]} if found else set()
-  if called := _called(line):
-    opcodes = set(_all_held(called, held))
+  called = _called(line)
+  opcodes = set(_all_held(called, held)) if called else {opcode}
   return "products" if "dot" in opcodes else "other"
 
 
@@ -147,7 +146,7 @@ def parse() -> Any:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   steps = [name for name, case in CPU.items() if case.kind in STEPS and case.model["name"] == "dit"]
   parser.add_argument("--only", choices=steps, required=True, help="the case")
-  parser.add_argument("--steps", type=int, default=8)
+  parser.add_argument("--steps", type=positive, default=8)
   return parser.parse_args()
 
 

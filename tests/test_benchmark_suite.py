@@ -147,7 +147,6 @@ def test_a_difference_is_explained():
 
 
 CONTESTANT = """
-import os
 import sys
 from benchmarks.suite import measure
 from benchmarks.suite.runner import Runner
@@ -161,8 +160,7 @@ def run():
   return {}
 
 measure.WARM = 0.0
-facts = {"name": name, "environment": {key: os.environ.get(key) for key in ("GLIBC_TUNABLES", "XLA_FLAGS")}}
-measure.serve(Runner(run, facts, memory=lambda: 7), 1, sys.stdout)
+measure.serve(Runner(run, {"name": name}, memory=lambda: 7), 1, sys.stdout)
 """
 
 
@@ -173,7 +171,7 @@ def test_contestants_take_turns_and_one_that_dies_is_left_out_with_its_reason(st
   plan = measure.Plan("cpu", 3, stay, rivals=("torch", "diffusers"))
   facts, rows, absent = measure.take_turns(plan, "dit_s4_train")
   assert absent == {"diffusers": "the machine is on fire"}
-  assert {name: said["name"] for name, said in facts.items()} == {"jaxdiff": "jaxdiff", "torch": "torch"}
+  assert facts == {"jaxdiff": {"name": "jaxdiff"}, "torch": {"name": "torch"}}
   assert {name: len(taken) for name, taken in rows.items()} == dict.fromkeys(
     facts, 3 if stay else 3 * measure.IN_A_ROW
   )
@@ -181,8 +179,10 @@ def test_contestants_take_turns_and_one_that_dies_is_left_out_with_its_reason(st
 
 
 def test_ours_without_a_setting_of_its_process_is_a_rival_where_asked_for(monkeypatch):
+  told = '{"environment": {key: os.environ.get(key) for key in ("GLIBC_TUNABLES", "XLA_FLAGS")}}'
+  script = "import os\n" + CONTESTANT.replace('{"name": name}', told)
   monkeypatch.setattr(measure, "PAUSE", 0.0)
-  monkeypatch.setattr(measure, "command", lambda plan, case, name: [sys.executable, "-c", CONTESTANT, name])
+  monkeypatch.setattr(measure, "command", lambda plan, case, name: [sys.executable, "-c", script, name])
   monkeypatch.delenv("XLA_FLAGS", raising=False)
   monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
   plan = measure.Plan("cpu", 2, True, rivals=("small_pages", "ynnpack"))
